@@ -1,0 +1,52 @@
+"""worldsim: find out whether a learned model understands a physical world or merely fits it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+try:
+    __version__ = version("worldsim")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+if TYPE_CHECKING:
+    from worldsim.errors import NotMeasurable as NotMeasurable
+    from worldsim.errors import WorldsimError as WorldsimError
+    from worldsim.hookspecs import hookimpl as hookimpl
+    from worldsim.protocols import Score as Score
+    from worldsim.protocols import Trajectory as Trajectory
+    from worldsim.results import load_model as load_model
+    from worldsim.results import open_results as open_results
+    from worldsim.batch import run as run
+    from worldsim.scenario import Case as Case
+    from worldsim.scenario import Scenario as Scenario
+    from worldsim.scenario import load as load
+
+# Public name -> module. Resolved on first use, so that `import worldsim` and `worldsim --help` import
+# neither torch, xarray, scipy nor pydantic.
+_PUBLIC = {
+    "NotMeasurable": "errors",
+    "WorldsimError": "errors",
+    "hookimpl": "hookspecs",
+    "Score": "protocols",
+    "Trajectory": "protocols",
+    "load_model": "results",
+    "open_results": "results",
+    "run": "batch",
+    "Case": "scenario",
+    "Scenario": "scenario",
+    "load": "scenario",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(f"worldsim.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'worldsim' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,317 @@
+"""The nouns of worldsim: structural protocols, and the one data type that passes between rooms.
+
+An author inherits nothing from here: a class that has the methods is the thing. Shapes are written
+``[trajectory, draw, time, *state]``; ``draw`` is 1 for the truth. Physical time is float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+Start: TypeAlias = Any
+"""Where a system begins: opaque to everyone but the system (a state, an epoch, a seed and an action log)."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Trajectories of one system on one time grid. Frozen; every method returns a new one.
+
+    states       ``[trajectory, draw, time, *state]``, what models see (int64 for tokens)
+    times        ``[time]``, float64, in ``units["time"]``
+    actions      ``[trajectory, time, *action]`` or None; ``actions[:, i]`` holds from ``times[i]`` on
+    observables  name -> ``[trajectory, draw, time, ...]``: what models do not see
+    length       ``[trajectory, draw]`` int64 number of valid times, or None when all are valid
+    components   names along the last state axis (may be empty)
+    units        UDUNITS by component, by observable, and for ``"time"``
+    """
+
+    states: Tensor
+    times: Tensor
+    actions: Tensor | None = None
+    observables: Mapping[str, Tensor] = field(default_factory=dict)
+    length: Tensor | None = None
+    components: tuple[str, ...] = ()
+    units: Mapping[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.states.shape[0])
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        return tuple(self.states.shape[3:])
+
+    def replace(self, **changes: Any) -> Trajectory:
+        return replace(self, **changes)
+
+    def rows(self, index: Any) -> Trajectory:
+        """The trajectories picked by ``index`` (a slice, or a LongTensor ``[n]``)."""
+        return replace(
+            self,
+            states=self.states[index],
+            actions=None if self.actions is None else self.actions[index],
+            observables={name: value[index] for name, value in self.observables.items()},
+            length=None if self.length is None else self.length[index],
+        )
+
+    def span(self, start: int | None, stop: int | None = None) -> Trajectory:
+        """The frames ``start:stop``, times unchanged."""
+        at = slice(start, stop)
+        first = at.indices(len(self.times))[0]
+        count = len(self.times[at])
+        return replace(
+            self,
+            states=self.states[:, :, at],
+            times=self.times[at],
+            actions=None if self.actions is None else self.actions[:, at],
+            observables={name: value[:, :, at] for name, value in self.observables.items()},
+            length=None if self.length is None else (self.length - first).clamp(0, count),
+        )
+
+    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Trajectory:
+        """Float tensors cast to ``dtype``, everything moved to ``device``; times stay float64."""
+
+        def move(value: Tensor | None) -> Tensor | None:
+            if value is None:
+                return None
+            return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+
+        return replace(
+            self,
+            states=move(self.states),
+            times=self.times.to(device=device),
+            actions=move(self.actions),
+            observables={name: move(value) for name, value in self.observables.items()},
+            length=None if self.length is None else self.length.to(device=device),
+        )
+
+
+@dataclass(frozen=True)
+class Score:
+    """One named score: a number or an array, never without what is needed to read it.
+
+    value     a float, or an array with ``dims``
+    dims      names of the axes of ``value``; ``()`` for a number
+    better    "lower", "higher", or "" for a description that ranks nothing
+    units     UDUNITS, "1" when dimensionless
+    floor     what the truth itself scores against an independent sample of itself (0 when exact)
+    interval  95 % interval of ``value`` (numbers only)
+    n         how many independent things were averaged
+    failed    how many of them could not be evaluated (must be 0 for a headline)
+    reason    why the score is *not measurable*; then ``value`` is NaN and is never averaged
+    coords    labels for ``dims``, e.g. {"planet": ["mercury", ...]}
+    """
+
+    value: float | np.ndarray
+    dims: tuple[str, ...] = ()
+    better: Literal["lower", "higher", ""] = "lower"
+    units: str = "1"
+    floor: float | None = None
+    interval: tuple[float, float] | None = None
+    n: int = 1
+    failed: int = 0
+    reason: str = ""
+    coords: Mapping[str, Any] = field(default_factory=dict)
+
+
+class System(Protocol):
+    """The true world."""
+
+    def sample(self, n: int, generator: torch.Generator) -> Start:
+        """``n`` starting points, drawn from this system's law of starts."""
+
+    def simulate(
+        self, start: Start, times: Tensor, actions: Tensor | None, generator: torch.Generator
+    ) -> Trajectory:
+        """The truth from ``start`` at ``times`` ``[time]``, draw = 1, states in float64 (or int64 tokens)."""
+
+
+class Model(Protocol):
+    """Anything that can be rolled out; therefore anything that can be scored."""
+
+    def loss(self, truth: Trajectory) -> Tensor:
+        """A scalar to minimise. Random numbers come from torch's default generator, which ``fit`` forks and
+        seeds from (seed, step), so they are reproducible and the caller's generator is untouched."""
+
+    def rollout(
+        self,
+        context: Trajectory,
+        times: Tensor,
+        actions: Tensor | None,
+        draws: int,
+        generator: torch.Generator,
+    ) -> Trajectory:
+        """``draws`` futures of each context: ``[trajectory, draw, time, *state]`` at ``times``.
+
+        The context ends at ``times[0]``; the rollout returns ``times[0]`` and after; metrics leave out
+        ``times[0]``. ``actions`` is ``[trajectory, time, *action]`` on the same grid.
+        """
+
+
+class Dynamics(Model, Protocol):
+    """A model that is a vector field. One integrator serves ODE, SDE and Hamiltonian."""
+
+    def drift(self, t: Tensor, x: Tensor, u: Tensor | None) -> Tensor:
+        """dx/dt at ``x`` ``[trajectory, *state]``; an optional ``diffusion(t, x, u)`` makes it an SDE."""
+
+
+class Generator(Model, Protocol):
+    """A model that transports noise (s = 0) to trajectories (s = 1)."""
+
+    def velocity(self, x: Tensor, s: Tensor, context: Tensor) -> Tensor:
+        """dx/ds at generator time ``s``."""
+
+
+class Constraint(Protocol):
+    """What a trajectory must obey."""
+
+    def residual(self, trajectory: Trajectory) -> Tensor:
+        """``[trajectory, draw, ...]``, unreduced, divided by a declared scale, zero when obeyed and
+        differentiable there. A ``local_in_time`` attribute that is True says ``residual[:, :, i]`` depends
+        on frame i alone (the first frame taken as a constant), which makes projection cheap."""
+
+
+class Metric(Protocol):
+    """One family of scores."""
+
+    def score(self, truth: Trajectory, prediction: Trajectory, model: Model) -> Mapping[str, Score]:
+        """Named scores of a prediction on the same times as the truth (frame 0 is the given context)."""
+
+
+class Solver(Protocol):
+    """Integrates a vector field; named in YAML inside the model that uses it."""
+
+    order: int
+    symplectic: bool
+
+    def solve(
+        self,
+        dynamics: Dynamics,
+        state: Tensor,
+        times: Tensor,
+        actions: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """From ``state`` ``[trajectory, *state]`` at ``times[0]`` to ``[trajectory, time, *state]``."""
+
+
+# Capabilities: what a component can do beyond its noun. A component says what it needs, and
+# `worldsim validate` refuses a scenario that does not give it before anything is computed.
+
+
+@runtime_checkable
+class Restartable(Protocol):
+    """A system that can start from any given state."""
+
+    def restart(self, states: Tensor) -> Start:
+        """The start whose first state is ``states`` ``[trajectory, *state]``."""
+
+
+@runtime_checkable
+class HasObservables(Protocol):
+    """A system whose observables are functions of its state."""
+
+    conserved: tuple[str, ...]
+
+    def observe(self, states: Tensor) -> Mapping[str, Tensor]:
+        """Name -> ``[..., extra]`` for states ``[..., *state]``; the ``conserved`` ones are invariants."""
+
+
+@runtime_checkable
+class HasEnergy(Protocol):
+    """A system with a known energy function."""
+
+    def energy(self, states: Tensor) -> Tensor:
+        """H, ``[...]`` for states ``[..., *state]``; differentiable."""
+
+
+@runtime_checkable
+class HasDrift(Protocol):
+    """A system that is an ordinary differential equation."""
+
+    def drift(self, t: Tensor, x: Tensor, u: Tensor | None) -> Tensor:
+        """dx/dt at ``x`` ``[..., *state]``."""
+
+
+@runtime_checkable
+class Separable(Protocol):
+    """Dynamics with H = T(p) + V(q); the last state axis is (q, p), half and half."""
+
+    def velocity_of(self, p: Tensor) -> Tensor:
+        """dT/dp, ``[..., d]``."""
+
+    def force_of(self, q: Tensor) -> Tensor:
+        """-dV/dq, ``[..., d]``."""
+
+
+@runtime_checkable
+class HasActions(Protocol):
+    """A system that is driven."""
+
+    def sample_actions(self, n: int, times: Tensor, generator: torch.Generator) -> Tensor:
+        """``[n, time, *action]``."""
+
+
+@runtime_checkable
+class HasAutomaton(Protocol):
+    """A system over tokens whose truth is a deterministic finite automaton with a prefix-closed language."""
+
+    alphabet: tuple[str, ...]
+    initial: int
+
+    def transitions(self) -> Tensor:
+        """``[state, token]`` int64; -1 where the token is illegal."""
+
+
+@runtime_checkable
+class HasNextToken(Protocol):
+    """A model over tokens that gives the law of the next one."""
+
+    def next_token(self, tokens: Tensor) -> Tensor:
+        """Probabilities ``[n, token]`` (float64) after the prefixes ``tokens`` ``[n, length]`` (length >= 0)."""
+
+
+@runtime_checkable
+class HasEquivalentHistories(Protocol):
+    """A system that can build pairs of different histories that end in the same state, exactly."""
+
+    def equivalent_histories(
+        self, kind: str, n: int, times: Tensor, generator: torch.Generator
+    ) -> tuple[Trajectory, Trajectory]:
+        """Two sets of ``n`` histories on ``times``: row i of both ends in the same state, for ``kind`` in
+        ``history_kinds``."""
+
+    history_kinds: tuple[str, ...]
+
+
+@runtime_checkable
+class Estimates(Protocol):
+    """A model whose loss comes with a differentiable prediction that a training penalty can act on."""
+
+    def loss_and_estimate(self, truth: Trajectory) -> tuple[Tensor, Trajectory]:
+        """The loss, and predicted trajectories whose frame 0 is the given one."""
+
+
+Correction: TypeAlias = Callable[[Trajectory], Trajectory]
+
+
+@runtime_checkable
+class Guidable(Protocol):
+    """A generator whose clean estimate can be corrected while it samples."""
+
+    def guided_rollout(
+        self,
+        context: Trajectory,
+        times: Tensor,
+        actions: Tensor | None,
+        draws: int,
+        generator: torch.Generator,
+        correct: Correction,
+    ) -> Trajectory:
+        """As ``rollout``; ``correct`` maps the current estimate of the rollout to a better one."""
