@@ -28,8 +28,9 @@ class Trajectory:
     actions      ``[trajectory, time, *action]`` or None; ``actions[:, i]`` holds from ``times[i]`` on
     observables  name -> ``[trajectory, draw, time, ...]``: what models do not see
     length       ``[trajectory, draw]`` int64 number of valid times, or None when all are valid
-    components   names along the last state axis (may be empty)
-    units        UDUNITS by component, by observable, and for ``"time"``
+    axes         names of the state axes, e.g. ``("body", "component")``; the last one is "component"
+    labels       axis name -> labels along it, e.g. ``{"component": ("q", "p")}``
+    units        UDUNITS by component label, by observable, and for ``"time"``
     """
 
     states: Tensor
@@ -37,7 +38,8 @@ class Trajectory:
     actions: Tensor | None = None
     observables: Mapping[str, Tensor] = field(default_factory=dict)
     length: Tensor | None = None
-    components: tuple[str, ...] = ()
+    axes: tuple[str, ...] = ()
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -277,17 +279,32 @@ class HasNextToken(Protocol):
         """Probabilities ``[n, token]`` (float64) after the prefixes ``tokens`` ``[n, length]`` (length >= 0)."""
 
 
+@dataclass(frozen=True)
+class HistoryPairs:
+    """``n`` pairs of histories that the world cannot tell apart from their last frame on.
+
+    first, second  ``[trajectory, 1, time, *state]``; row i of both is one pair. The two may differ in
+                   length (window shift); both end at the same physical time.
+    align          maps futures ``[..., *state]`` of ``second`` into the frame of ``first``: the identity
+                   when both end in the same state, the inverse group action for symmetry images.
+    """
+
+    first: Trajectory
+    second: Trajectory
+    align: Callable[[Tensor], Tensor]
+
+
 @runtime_checkable
 class HasEquivalentHistories(Protocol):
-    """A system that can build pairs of different histories that end in the same state, exactly."""
+    """A system that can build, exactly, different histories with the same future."""
+
+    history_kinds: tuple[str, ...]
 
     def equivalent_histories(
         self, kind: str, n: int, times: Tensor, generator: torch.Generator
-    ) -> tuple[Trajectory, Trajectory]:
-        """Two sets of ``n`` histories on ``times``: row i of both ends in the same state, for ``kind`` in
+    ) -> HistoryPairs:
+        """``n`` pairs whose longer histories live on ``times`` ``[time]``, for a ``kind`` of
         ``history_kinds``."""
-
-    history_kinds: tuple[str, ...]
 
 
 @runtime_checkable
