@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from worldsim.batch import run as run
     from worldsim.scenario import Case as Case
     from worldsim.scenario import Scenario as Scenario
-    from worldsim.scenario import load as load
+    from worldsim.reading import load as load
 
 # Public name -> module. Resolved on first use, so that `import worldsim` and `worldsim --help` import
 # neither torch, xarray, scipy nor pydantic.
@@ -37,7 +37,7 @@ _PUBLIC = {
     "run": "batch",
     "Case": "scenario",
     "Scenario": "scenario",
-    "load": "scenario",
+    "load": "reading",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -1,0 +1,123 @@
+"""Build what a case names, train it, and let it forecast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import xarray as xr
+
+from worldsim.baselines import BASELINES, Truth
+from worldsim.errors import DeviceError, WorldsimError
+from worldsim.fit import fit
+from worldsim.protocols import HasActions, Model, System, Trajectory
+from worldsim.scenario import Case
+from worldsim.seeds import derive, forked, generator
+from worldsim.store import Store
+from worldsim.trees import to_dataset
+from worldsim.truth import simulate_split
+from worldsim.wrapped import Use, Wrapped, missing_mechanisms
+
+
+def build_systems(case: Case) -> dict[str, System]:
+    plugins = case.scenario.registry
+    return {split: part.build(plugins) for split, part in case.scenario.split_systems.items()}
+
+
+def build_model(case: Case, system: System, truth: dict[str, Trajectory]) -> Any:
+    """The model of a case, untrained: its initial weights come from its seed."""
+    if case.is_baseline:
+        return BASELINES[case.model](system, truth["train"])
+    plugins, spec = case.scenario.registry, case.spec
+    kind = getattr(plugins.builder("model", spec.component.name), "scaling", "component")
+    uses = [Use(u.component.name, u.component.build(plugins, system=system), u.mechanisms, u.weight) for u in spec.uses]
+
+    def build(example: Trajectory) -> Model:
+        return spec.component.build(plugins, system=system, truth=example)
+
+    device = checked_device(case.device)
+    with forked(derive(case.scenario.master_seed, "build", case.seed), device):
+        model = Wrapped(
+            build, kind, truth["train"], uses,
+            window=spec.fit.window, block=case.scenario.data.block, dtype=checked_dtype(case.dtype),
+        )  # fmt: skip
+    for use in uses:
+        lacks = missing_mechanisms(model.inner, use.mechanisms)
+        if lacks:
+            raise WorldsimError(f"{case.model!r} cannot be held to {use.name!r} by {', '.join(lacks)}")
+    return model.to(device)
+
+
+def fit_model(case: Case, model: Any, truth: dict[str, Trajectory], store: Store) -> None:
+    """Train, or load what was trained; a fit that was interrupted goes on where its checkpoint is."""
+    if case.is_baseline or not model.trainable or not any(p.requires_grad for p in model.parameters()):
+        return
+    saved = store.open_fit(case.fit_key)
+    if saved and saved[1].get("finished") == "yes":
+        model.load_state_dict(saved[0])
+        return
+    device = next(model.parameters()).device
+    splits = {name: truth[name].to(device=device) for name in ("train", "validation") if name in truth}
+
+    def progress(step: int, losses: Any) -> None:
+        case.scenario.registry.notify("worldsim_fit_progress", case=case, step=step, losses=losses)
+
+    report = fit(
+        model, splits["train"], splits.get("validation"), case.spec.fit, derive(case.scenario.master_seed, case.seed),
+        saved=saved[0] if saved else None, progress=progress,
+        save=lambda tensors: store.keep_fit(case.fit_key, tensors, {"finished": "no"}),
+    )  # fmt: skip
+    store.keep_fit(case.fit_key, model.state_dict(), {"finished": "yes", **{k: repr(v) for k, v in report.items()}})
+
+
+def roll_out(case: Case, model: Any, truth: Trajectory, system: System) -> xr.Dataset:
+    """The forecast of one split beside its truth, from the last frame that was given."""
+    last = case.scenario.data.context - 1
+    future = truth.span(last)
+    prepare(model, future)
+    rng = generator(case.scenario.master_seed, case.scenario.world, "rollout", case.seed)
+    actions = future.actions if isinstance(system, HasActions) else None
+    guess = model.rollout(truth.span(0, last + 1), future.times, actions, case.scenario.draws, rng)
+    return to_dataset(future, guess.to(device="cpu"), system)
+
+
+def prepare(model: Any, truth: Trajectory) -> None:
+    """Show the true system what it may have to replay."""
+    if isinstance(model, Truth):
+        model.known = truth
+
+
+def checked_device(name: str) -> torch.device:
+    """Raises DeviceError when this machine has no such device."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"{name!r} is no device: {str(error).splitlines()[0]}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"device {name!r} was asked for, and this machine has no CUDA device; use cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"device {name!r} was asked for, and this machine has {torch.cuda.device_count()}")
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device {name!r} is not supported; use cpu or cuda")
+    return device
+
+
+def checked_dtype(name: str) -> torch.dtype:
+    """Raises DeviceError for a dtype that models cannot be trained in."""
+    allowed = {"float32": torch.float32, "float64": torch.float64}
+    if name not in allowed:
+        raise DeviceError(f"dtype {name!r} is not supported; use {' or '.join(allowed)}")
+    return allowed[name]
+
+
+def load_fitted(case: Case, store: Store) -> Any:
+    """The trained model of a kept case."""
+    systems = build_systems(case)
+    truth = {split: simulate_split(case, split, systems[split]) for split in ("train",)}
+    model = build_model(case, systems["train"], truth)
+    saved = store.open_fit(case.fit_key)
+    if saved and saved[1].get("finished") == "yes":
+        model.load_state_dict(saved[0])
+    elif not case.is_baseline and any(p.requires_grad for p in model.parameters()):
+        raise WorldsimError(f"{case.label} has no finished fit in {store.root}; run the scenario first")
+    return model

@@ -1,0 +1,293 @@
+"""Read a scenario file: everything that is wrong with it, at once, each at its line and column."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from worldsim.errors import Problem, ScenarioError, did_you_mean
+from worldsim.params import Component, ParamErrors, component, explain
+from worldsim.plugins import Registry, registry
+from worldsim.scenario import ConstraintUse, DataSettings, FitSettings, MetricSpec, ModelSpec, Scenario
+from worldsim.strict_yaml import Document, read
+
+MECHANISMS = ("penalty", "guidance", "projection")
+BASELINE_NAMES = ("truth", "persistence", "climatology", "constant", "shuffled", "uniform", "memoriser")
+STANDARD_BASELINES = ["truth", "persistence", "climatology", "constant", "shuffled"]
+IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MAX_FRAMES = 10_000_000
+Location = tuple[str | int, ...]
+
+
+def load(path: str | Path, *, plugins: Sequence[str | Path] = ()) -> Scenario:
+    """Read one scenario file. Raises ScenarioError with all its problems."""
+    path = Path(path)
+    return Reader(read(path), registry(tuple(map(Path, plugins)))).scenario()
+
+
+def from_document(document: Mapping[str, Any], name: str, plugins: Registry) -> Scenario:
+    """The scenario of plain data (in a worker, or built in Python). Raises ScenarioError."""
+    place = Path(f"{name}.yaml")
+    return Reader(Document.plain(document, place), plugins).scenario()
+
+
+TOP = (
+    "about", "system", "data", "models", "metrics", "constraints", "baselines", "fit", "draws", "seeds", "master_seed",
+)  # fmt: skip
+REQUIRED = ("about", "system", "data", "models", "metrics", "seeds")
+
+
+class Reader:
+    """Turns a document into a Scenario, gathering problems instead of stopping at the first."""
+
+    def __init__(self, document: Document, plugins: Registry) -> None:
+        self.document = document
+        self.data: Mapping[str, Any] = document.data
+        self.plugins = plugins
+        self.problems: list[Problem] = []
+
+    def problem(self, loc: Location, message: str, hint: str = "") -> None:
+        line, column = self.document.place(loc)
+        key = ".".join(map(str, loc)) or "(file)"
+        self.problems.append(Problem(self.document.path, line, column, key, message, hint))
+
+    def scenario(self) -> Scenario:
+        name = self.document.path.stem
+        if not IDENTIFIER.fullmatch(name):
+            self.problem((), f"the file's name {name!r} cannot name a scenario", "use letters, digits, . _ and -")
+        for key in self.data:
+            if key not in TOP:
+                self.problem((key,), "unknown key", did_you_mean(str(key), TOP))
+        for key in REQUIRED:
+            if key not in self.data:
+                self.problem((), f"{key!r} is missing", f"every scenario needs {', '.join(REQUIRED)}")
+        about = self.text("about")
+        system = self.component("system", ("system",)) if "system" in self.data else None
+        data = self.section(DataSettings, ("data",)) if "data" in self.data else None
+        if data is not None:
+            self.check_data(data)
+        fit = self.section(FitSettings, ("fit",)) or FitSettings()
+        models = self.models(fit)
+        metrics = self.metrics(data)
+        constraints = self.components("constraint", "constraints")
+        baselines = self.baselines()
+        draws = self.integer("draws", 1, 1, 10_000)
+        master = self.integer("master_seed", 0, 0, 2**63 - 1)
+        seeds = self.seeds()
+        self.stop_if_wrong()
+        assert system is not None and data is not None
+        scenario = Scenario(
+            name, about, system, data, models, tuple(metrics), tuple(constraints), tuple(baselines),
+            draws, tuple(seeds), self.data, self.plugins, self.document.path, master,
+        )  # fmt: skip
+        self.check_splits(scenario)
+        self.stop_if_wrong()
+        self.check_capabilities(scenario)
+        self.stop_if_wrong()
+        return scenario
+
+    def stop_if_wrong(self) -> None:
+        if self.problems:
+            raise ScenarioError(self.problems)
+
+    def text(self, key: str) -> str:
+        value = self.data.get(key, "")
+        if key in self.data and not (isinstance(value, str) and value.strip()):
+            self.problem((key,), f"expected a sentence, found {value!r}", "say which question the scenario answers")
+        return str(value)
+
+    def integer(self, key: str, default: int, low: int, high: int) -> int:
+        value = self.data.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            self.problem((key,), f"expected an integer from {low} to {high}, found {value!r}")
+            return default
+        return value
+
+    def seeds(self) -> list[int]:
+        value = self.data.get("seeds", [])
+        if not isinstance(value, list) or ("seeds" in self.data and not value):
+            self.problem(("seeds",), f"expected a list of integers, found {value!r}", "for example seeds: [0, 1, 2]")
+            return []
+        for index, seed in enumerate(value):
+            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+                self.problem(("seeds", index), f"expected an integer from 0 to 2147483647, found {seed!r}")
+            elif seed in value[:index]:
+                self.problem(("seeds", index), f"seed {seed} is listed twice")
+        return [seed for seed in value if isinstance(seed, int)]
+
+    def section(self, kind: type[Any], loc: Location, default: Mapping[str, Any] | None = None) -> Any:
+        value: Any = self.data
+        for key in loc:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value is None and loc[0] not in self.data:
+            return None
+        if not isinstance(value, Mapping):
+            self.problem(loc, f"expected a mapping, found {value!r}", f"keys: {', '.join(kind.model_fields)}")
+            return None
+        try:
+            return kind.model_validate({**(default or {}), **value})
+        except ValidationError as error:
+            for at, message, hint in explain(error, kind):
+                self.problem((*loc, *at), message, hint)
+            return None
+
+    def component(self, noun: str, loc: Location, value: Any = None) -> Component | None:
+        if value is None:
+            value = self.data[loc[0]]
+        try:
+            return component(noun, value, self.plugins)
+        except ParamErrors as errors:
+            for at, message, hint in errors.errors:
+                self.problem((*loc, *at), message, hint)
+            return None
+
+    def components(self, noun: str, key: str) -> list[Component]:
+        value = self.data.get(key, [])
+        if not isinstance(value, list):
+            self.problem((key,), f"expected a list, found {value!r}", f"for example {key}: [{{name: ...}}]")
+            return []
+        found = [self.component(noun, (key, index), item) for index, item in enumerate(value)]
+        return [part for part in found if part is not None]
+
+    def metrics(self, data: DataSettings | None) -> list[MetricSpec]:
+        value = self.data.get("metrics", [])
+        if not isinstance(value, list) or ("metrics" in self.data and not value):
+            self.problem(("metrics",), f"expected a list of metrics, found {value!r}", "for example metrics: [rollout]")
+            return []
+        specs = []
+        for index, item in enumerate(value):
+            splits: Any = []
+            if isinstance(item, Mapping) and "splits" in item:
+                splits = item["splits"]
+                item = {key: part for key, part in item.items() if key != "splits"}
+                known = [] if data is None else [n for n in data.splits if n not in ("train", "validation")]
+                for wrong in [s for s in splits if s not in known] if isinstance(splits, list) else [splits]:
+                    self.problem(("metrics", index, "splits"), f"no scored split {wrong!r}", f"allowed: {known}")
+            part = self.component("metric", ("metrics", index), item)
+            if part is not None:
+                specs.append(MetricSpec(part, tuple(splits)))
+        return specs
+
+    def models(self, fit: FitSettings) -> dict[str, ModelSpec]:
+        value = self.data.get("models", {})
+        if not isinstance(value, Mapping) or ("models" in self.data and not value):
+            self.problem(("models",), f"expected a mapping of labels to models, found {value!r}")
+            return {}
+        found = {label: self.model(label, item, fit) for label, item in value.items()}
+        return {label: spec for label, spec in found.items() if spec is not None}
+
+    def model(self, label: str, item: Any, fit: FitSettings) -> ModelSpec | None:
+        loc: Location = ("models", label)
+        if not IDENTIFIER.fullmatch(label) or label in BASELINE_NAMES:
+            self.problem(loc, f"{label!r} cannot label a model", "use letters, digits, . _ and -; not a baseline's name")
+        if isinstance(item, str):
+            item = {"name": item}
+        if not isinstance(item, Mapping):
+            self.problem(loc, f"expected a model, found {item!r}", "for example {name: neural_ode, width: 64}")
+            return None
+        rest = {key: value for key, value in item.items() if key not in ("constraints", "fit")}
+        part = self.component("model", loc, rest)
+        own = fit
+        if "fit" in item:
+            given = fit.model_dump() | (item["fit"] if isinstance(item["fit"], Mapping) else {})
+            own = self.section(FitSettings, (*loc, "fit"), given) or fit
+        uses = self.uses((*loc, "constraints"), item.get("constraints", []))
+        return None if part is None else ModelSpec(part, uses, own)
+
+    def uses(self, loc: Location, value: Any) -> tuple[ConstraintUse, ...]:
+        if not isinstance(value, list):
+            self.problem(loc, f"expected a list of constraints, found {value!r}")
+            return ()
+        found = [self.use((*loc, index), item) for index, item in enumerate(value)]
+        return tuple(use for use in found if use is not None)
+
+    def use(self, loc: Location, item: Any) -> ConstraintUse | None:
+        item = {"name": item} if isinstance(item, str) else item
+        if not isinstance(item, Mapping):
+            self.problem(loc, f"expected a constraint, found {item!r}", "for example {name: energy}")
+            return None
+        rest = {key: value for key, value in item.items() if key not in ("mechanisms", "weight")}
+        mechanisms = item.get("mechanisms", ["projection"])
+        wrong = [m for m in mechanisms if m not in MECHANISMS] if isinstance(mechanisms, list) else [mechanisms]
+        for word in wrong:
+            self.problem((*loc, "mechanisms"), f"unknown mechanism {word!r}", did_you_mean(str(word), MECHANISMS))
+        weight = item.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+            self.problem((*loc, "weight"), f"expected a number >= 0, found {weight!r}")
+            weight = 1.0
+        part = self.component("constraint", loc, rest)
+        if part is None or wrong:
+            return None
+        return ConstraintUse(part, tuple(mechanisms), float(weight))
+
+    def baselines(self) -> list[str]:
+        value = self.data.get("baselines", STANDARD_BASELINES)
+        if not isinstance(value, list):
+            self.problem(("baselines",), f"expected a list, found {value!r}", f"allowed: {', '.join(BASELINE_NAMES)}")
+            return []
+        for index, name in enumerate(value):
+            if name not in BASELINE_NAMES:
+                hint = did_you_mean(str(name), BASELINE_NAMES)
+                self.problem(("baselines", index), f"there is no baseline {name!r}", hint)
+            elif name in value[:index]:
+                self.problem(("baselines", index), f"{name!r} is listed twice")
+        return value
+
+    def check_data(self, data: DataSettings) -> None:
+        for name in ("train", "test"):
+            if name not in data.splits:
+                self.problem(("data", "splits"), f"the split {name!r} is missing", "train and test are required")
+        for name, split in data.splits.items():
+            loc = ("data", "splits", name)
+            frames = split.horizon / data.step
+            if not IDENTIFIER.fullmatch(name):
+                self.problem(loc, f"{name!r} cannot name a split", "use letters, digits, . _ and -")
+            if round(frames) < data.context:
+                self.problem((*loc, "horizon"), f"a horizon of {split.horizon} leaves no frame to forecast",
+                             f"use more than context * step = {data.context * data.step}")  # fmt: skip
+            elif abs(frames - round(frames)) > 1e-6 * max(frames, 1):
+                self.problem((*loc, "horizon"), f"{split.horizon} is not a multiple of data.step = {data.step}")
+            elif frames > MAX_FRAMES:
+                self.problem((*loc, "horizon"), f"{frames:.0f} frames; at most {MAX_FRAMES} are allowed")
+
+    def check_splits(self, scenario: Scenario) -> None:
+        """Each split's own system parameters, checked as the system's are."""
+        base = self.data["system"]
+        base = {"name": base} if isinstance(base, str) else base
+        for name, split in scenario.data.splits.items():
+            if "name" in split.system:
+                self.problem(("data", "splits", name, "system", "name"), "a split cannot change the system",
+                             "write another scenario")  # fmt: skip
+                continue
+            self.component("system", ("data", "splits", name, "system"), {**base, **split.system})
+
+    def check_capabilities(self, scenario: Scenario) -> None:
+        """What components say they need of the system (``needs``), before anything is computed."""
+        from worldsim import protocols
+        from worldsim.baselines import unavailable
+
+        try:
+            system = scenario.system.build(self.plugins)
+        except (ValueError, TypeError, ImportError) as error:
+            self.problem(("system",), str(error))
+            return
+        parts: list[tuple[Location, Component]] = [
+            *((("constraints", i), part) for i, part in enumerate(scenario.constraints)),
+            *((("metrics", i), spec.component) for i, spec in enumerate(scenario.metrics)),
+        ]
+        for label, model in scenario.models.items():
+            parts.append((("models", label), model.component))
+            parts += [(("models", label, "constraints", i), u.component) for i, u in enumerate(model.uses)]
+        for loc, part in parts:
+            for need in getattr(self.plugins.builder(part.noun, part.name), "needs", ()):
+                if not isinstance(system, getattr(protocols, need)):
+                    self.problem(loc, f"{part.name!r} needs a system with {need}; {scenario.system.name!r} is none",
+                                 (getattr(protocols, need).__doc__ or "").split("\n")[0])  # fmt: skip
+        for index, name in enumerate(scenario.baselines):
+            reason = unavailable(name, system)
+            if reason and "baselines" in self.data:
+                self.problem(("baselines", index), f"{name!r} cannot be used: {reason}")

@@ -1,0 +1,240 @@
+"""A scenario: one question about one true system, and the cases that answer it.
+
+``Scenario.cases`` gives the units of work; a case's key says what it means. ``reading`` makes a scenario
+of a YAML file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from worldsim import __version__
+from worldsim.params import Component, component
+from worldsim.plugins import Provider, Registry
+
+SCHEMA_VERSION = 1
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Part of a scenario file: unknown keys and wrong types are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class SplitSettings(Section):
+    """One split of the data."""
+
+    trajectories: int = Field(gt=0, le=1_000_000, description="how many trajectories")
+    horizon: Number = Field(gt=0, description="length in the system's unit of time")
+    noise: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict,
+        description="standard deviation of measurement noise on 'states' or on a named observable",
+    )
+    system: dict[str, Any] = Field(
+        default_factory=dict, description="parameters of the system that differ in this split"
+    )
+
+
+class DataSettings(Section):
+    """What the truth is sampled at."""
+
+    step: Number = Field(gt=0, description="time between frames, in the system's unit of time")
+    context: int = Field(1, ge=1, description="frames given to a model before it forecasts")
+    block: int = Field(32, ge=1, le=4096, description="trajectories computed together; part of a case's key")
+    splits: dict[str, SplitSettings] = Field(
+        description="train, test, and optionally validation; any other name is scored out of distribution"
+    )
+
+
+class FitSettings(Section):
+    """How a model is trained."""
+
+    steps: int = Field(2000, ge=0, le=10_000_000, description="optimiser steps: the budget")
+    batch: int = Field(64, gt=0, le=1_000_000, description="windows in a mini-batch")
+    window: int | None = Field(None, ge=2, description="frames in a window; null for whole trajectories")
+    learning_rate: Number = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="how the learning rate falls")
+    weight_decay: Number = Field(0.0, ge=0, description="decoupled weight decay")
+    clip: Number = Field(1.0, ge=0, description="largest norm of the gradient; 0 for no clipping")
+    ema: Number = Field(0.0, ge=0, lt=1, description="decay of the exponential moving average of the weights")
+    patience: int | None = Field(None, ge=1, description="stop after this many checks without improvement")
+    validate_every: int = Field(100, ge=1, description="steps between checks on the validation split")
+    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints of a fit under way")
+
+    def learning_rate_at(self, step: int) -> float:
+        if self.schedule == "constant":
+            return self.learning_rate
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / max(self.steps, 1)))
+
+
+@dataclass(frozen=True)
+class ConstraintUse:
+    """A constraint a model is held to, and by which mechanisms."""
+
+    component: Component
+    mechanisms: tuple[str, ...]
+    weight: float
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model of a scenario, with its own constraints and fit."""
+
+    component: Component
+    uses: tuple[ConstraintUse, ...]
+    fit: FitSettings
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """A metric of a scenario, and the splits it is computed on (all scored ones when empty)."""
+
+    component: Component
+    splits: tuple[str, ...]
+
+
+def digest(document: Any) -> str:
+    """Hash of canonical JSON; NaN and infinities are refused."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A validated, defaulted scenario file."""
+
+    name: str
+    about: str
+    system: Component
+    data: DataSettings
+    models: Mapping[str, ModelSpec]
+    metrics: tuple[MetricSpec, ...]
+    constraints: tuple[Component, ...]
+    baselines: tuple[str, ...]
+    draws: int
+    seeds: tuple[int, ...]
+    document: Mapping[str, Any] = field(repr=False)
+    registry: Registry = field(repr=False, compare=False)
+    file: Path = field(default=Path("<data>"), compare=False)
+    master_seed: int = 0
+
+    @cached_property
+    def split_systems(self) -> dict[str, Component]:
+        """The system of each split, with the split's own parameters."""
+        base = self.document["system"]
+        base = {"name": base} if isinstance(base, str) else base
+        return {
+            name: component("system", {**base, **settings.system}, self.registry)
+            for name, settings in self.data.splits.items()
+        }
+
+    @property
+    def world(self) -> str:
+        """What the truth's seeds hang on: the system, not the file's name or its models."""
+        return digest(self.system.canonical())
+
+    @property
+    def scored_splits(self) -> tuple[str, ...]:
+        return tuple(name for name in self.data.splits if name not in ("train", "validation"))
+
+    def cases(self, *, device: str = "cpu", dtype: str = "float32") -> list[Case]:
+        """Every model at every seed, then every baseline once."""
+        trained = [Case(self, name, seed, device, dtype) for name in self.models for seed in self.seeds]
+        return trained + [Case(self, name, 0, device, dtype) for name in self.baselines]
+
+    def providers(self) -> Iterator[Provider]:
+        """The plugins whose code decides this scenario's trajectories."""
+        parts = [self.system, *(spec.component for spec in self.models.values())]
+        for part in parts:
+            yield from part_providers(part, self.registry)
+
+
+def part_providers(part: Component, plugins: Registry) -> Iterator[Provider]:
+    """The plugin of a component and of every component nested in it."""
+    yield plugins.provider(part.noun, part.name)
+    for value in part.params.values():
+        if isinstance(value, Component):
+            yield from part_providers(value, plugins)
+
+
+@dataclass(frozen=True)
+class Case:
+    """The unit of work: scenario x model x seed."""
+
+    scenario: Scenario
+    model: str
+    seed: int
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    @property
+    def label(self) -> str:
+        return f"{self.scenario.name}/{self.model}/{self.seed}"
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.model not in self.scenario.models
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.scenario.models[self.model]
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of what the trajectories of this case mean; names, comments, metrics and paths are left out."""
+        return digest(self.meaning)
+
+    @cached_property
+    def fit_key(self) -> str:
+        """Hash of what its weights mean: nothing that only the scored splits say."""
+        meaning = dict(self.meaning)
+        del meaning["draws"]
+        train = {k: v for k, v in meaning["splits"].items() if k in ("train", "validation")}
+        uses = [use for use in meaning["uses"] if "penalty" in use["mechanisms"]]
+        return digest({**meaning, "splits": train, "uses": uses, "kind": "fit"})
+
+    @cached_property
+    def meaning(self) -> dict[str, Any]:
+        """The key document; it is kept in the result, so that a later key scheme can be migrated."""
+        scenario, spec = self.scenario, None if self.is_baseline else self.spec
+        data = scenario.data.model_dump(mode="json", exclude={"splits"})
+        parts = [*scenario.split_systems.values(), *([spec.component] if spec else [])]
+        uses = spec.uses if spec else ()
+        parts += [use.component for use in uses]
+        plugins = {p for part in parts for p in part_providers(part, scenario.registry)}
+        return {
+            "schema": SCHEMA_VERSION,
+            "worldsim": __version__,
+            "master_seed": scenario.master_seed,
+            "data": data,
+            "splits": {
+                name: [scenario.split_systems[name].canonical(), settings.model_dump(mode="json", exclude={"system"})]
+                for name, settings in scenario.data.splits.items()
+            },
+            "model": spec.component.canonical() if spec else {"baseline": self.model},
+            "uses": [
+                {"constraint": u.component.canonical(), "mechanisms": list(u.mechanisms), "weight": u.weight}
+                for u in uses
+            ],
+            "fit": spec.fit.model_dump(mode="json") if spec else None,
+            "draws": scenario.draws,
+            "seed": self.seed,
+            "device": self.device.partition(":")[0],
+            "dtype": self.dtype,
+            "plugins": sorted([p.name, p.distribution, p.version, p.cache_version] for p in plugins),
+        }
+
+    def metric_key(self, part: Component, splits: Sequence[str]) -> str:
+        owners = {p for p in part_providers(part, self.scenario.registry)}
+        versions = sorted([p.name, p.distribution, p.version, p.cache_version] for p in owners)
+        return digest([part.canonical(), list(splits), versions, __version__])

@@ -1,0 +1,138 @@
+"""Score what was rolled out: the metrics of a scenario, and the residual of each constraint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from worldsim.errors import NotMeasurable, PluginError
+from worldsim.params import Component
+from worldsim.protocols import Constraint, Metric, Model, Score, System, Trajectory
+from worldsim.scenario import Case
+
+
+@dataclass(frozen=True)
+class ScoredPart:
+    """A metric, or a constraint whose residual is scored: one score file for each case."""
+
+    component: Component
+    splits: tuple[str, ...]
+    key: str
+    case: Case
+
+    def score(self, system: System, truth: Trajectory, guess: Trajectory, model: Model) -> Any:
+        built = self.component.build(self.case.scenario.registry, system=system)
+        if self.component.noun == "constraint":
+            return residual_scores(self.component.name, built, guess)
+        return score_with(self.component.name, built, truth, guess, model)
+
+
+def scored_parts(case: Case) -> list[ScoredPart]:
+    """Every metric of the scenario, and every constraint that it scores or holds a model to."""
+    scenario = case.scenario
+    parts = [(spec.component, spec.splits or scenario.scored_splits) for spec in scenario.metrics]
+    parts += [(component, scenario.scored_splits) for component in scenario.constraints]
+    return [ScoredPart(part, splits, case.metric_key(part, splits), case) for part, splits in parts]
+
+def score_with(
+    name: str, metric: Metric, truth: Trajectory, guess: Trajectory, model: Model
+) -> dict[str, Score]:
+    """The scores of one metric; a metric that cannot be measured here says so and gives no number.
+
+    Raises PluginError when it returns anything but a mapping of names to ``Score``.
+    """
+    try:
+        scores = metric.score(truth, guess, model)
+    except NotMeasurable as reason:
+        return {name: Score(float("nan"), better="", n=0, reason=str(reason))}
+    if not isinstance(scores, Mapping) or not all(isinstance(s, Score) for s in scores.values()):
+        raise PluginError(f"metric {name!r}: score must return a mapping of names to Score, it gave {scores!r:.80}")
+    return {key: _checked(name, key, score) for key, score in scores.items()}
+
+
+def _checked(metric: str, name: str, score: Score) -> Score:
+    """A number that is not finite must not look like one."""
+    value = np.asarray(score.value, dtype=np.float64)
+    if value.ndim != len(score.dims):
+        raise PluginError(f"metric {metric!r}: {name} has dims {score.dims} but shape {value.shape}")
+    if value.ndim == 0 and not np.isfinite(value) and not score.reason:
+        return Score(float("nan"), better=score.better, n=score.n, failed=score.failed, reason=f"it is {value}")
+    return score
+
+
+def residual_scores(name: str, constraint: Constraint, guess: Trajectory) -> dict[str, Score]:
+    """Median and maximum over rollouts of the largest |residual| in time; floor 0 by definition."""
+    worst = constraint.residual(guess)[:, :, 1:].detach().abs().double().flatten(2).amax(2).flatten()
+    good = worst.isfinite()
+    failed = int((~good).sum())
+    if failed:
+        reason = f"{failed} of {len(worst)} rollouts have no finite residual"
+        return {f"violation_{name}": Score(float("nan"), n=len(worst), failed=failed, reason=reason)}
+    scores = {
+        f"violation_{name}": Score(float(worst.median()), floor=0.0, n=len(worst)),
+        f"violation_{name}_max": Score(float(worst.max()), floor=0.0, n=len(worst)),
+    }
+    flag = guess.observables.get(f"projected_{name}")
+    if flag is not None:
+        off = float((flag[:, :, 0] < 1).double().mean())
+        scores[f"projection_failures_{name}"] = Score(off, floor=0.0, n=len(worst))
+    return scores
+
+
+def to_document(scores: Mapping[str, Score]) -> dict[str, Any]:
+    """Plain JSON; NaN is written as null and read back as NaN."""
+    return {
+        name: {
+            "value": _plain(score.value),
+            "dims": list(score.dims),
+            "better": score.better,
+            "units": score.units,
+            "floor": _plain(score.floor),
+            "interval": _plain(score.interval),
+            "n": int(score.n),
+            "failed": int(score.failed),
+            "reason": score.reason,
+            "coords": {key: _plain(value) for key, value in score.coords.items()},
+        }
+        for name, score in scores.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str):
+        return value
+    array = np.asarray(value.tolist() if hasattr(value, "tolist") else value)
+    if array.dtype.kind in "UOS":
+        return [str(item) for item in array.tolist()]
+    return _null(array.tolist())
+
+
+def _null(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_null(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def from_document(document: Mapping[str, Any]) -> dict[str, Score]:
+    """The scores as they were before ``to_document``."""
+    return {name: _score(entry) for name, entry in document.items()}
+
+
+def _score(entry: Mapping[str, Any]) -> Score:
+    value = np.asarray(entry["value"], dtype=np.float64)
+    interval = entry["interval"]
+    return Score(
+        value=float(value) if value.ndim == 0 else value,
+        dims=tuple(entry["dims"]),
+        better=entry["better"],
+        units=entry["units"],
+        floor=entry["floor"],
+        interval=None if interval is None else (float(interval[0]), float(interval[1])),
+        n=entry["n"],
+        failed=entry["failed"],
+        reason=entry["reason"],
+        coords=entry["coords"],
+    )

@@ -1,0 +1,137 @@
+"""Scores summarised over seeds, and drawn as a table in the terminal or a notebook."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from worldsim.results import Results, Row
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One score of one model over its seeds.
+
+    ``low`` and ``high``: minimum and maximum below five seeds, a 95 % t-interval from five on; the score's
+    own interval for a single seed.
+    """
+
+    scenario: str
+    split: str
+    name: str
+    model: str
+    baseline: bool
+    values: tuple[float, ...]
+    mean: float
+    low: float
+    high: float
+    floor: float | None
+    better: str
+    units: str
+    n: int
+    reasons: tuple[str, ...]
+
+
+def summarise(rows: Iterable[Row]) -> list[Summary]:
+    """Scalar scores, grouped over seeds, in the order they come."""
+    groups: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in rows:
+        if not row.score.dims:
+            groups.setdefault((row.scenario, row.split, row.name, row.model), []).append(row)
+    return [_summary(group) for group in groups.values()]
+
+
+def _summary(group: Sequence[Row]) -> Summary:
+    first = group[0]
+    good = [float(row.score.value) for row in group if not row.score.reason]
+    low, high = interval(good)
+    if len(good) == 1 and (own := next(r.score for r in group if not r.score.reason).interval):
+        low, high = own
+    floors = [row.score.floor for row in group if row.score.floor is not None]
+    return Summary(
+        first.scenario, first.split, first.name, first.model, first.baseline, tuple(good),
+        float(np.mean(good)) if good else math.nan, low, high,
+        float(np.mean(floors)) if floors else None,
+        first.score.better, first.score.units, first.score.n,
+        tuple(dict.fromkeys(row.score.reason for row in group if row.score.reason)),
+    )  # fmt: skip
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Minimum and maximum below five values, a 95 % t-interval of the mean from five on."""
+    if not values:
+        return math.nan, math.nan
+    if len(values) < 5:
+        return min(values), max(values)
+    from scipy.stats import t
+
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    reach = float(t.ppf(0.975, len(values) - 1)) * error
+    return mean - reach, mean + reach
+
+
+def shown(value: float | None) -> str:
+    """Three significant digits, no more than a score deserves."""
+    if value is None or math.isnan(value):
+        return "–"
+    return "0" if value == 0 else f"{value:.3g}"
+
+
+def cell(summary: Summary) -> str:
+    """``mean [low, high]``, or why there is no number."""
+    if not summary.values:
+        return "not measurable"
+    if summary.low == summary.high == summary.mean:
+        return shown(summary.mean)
+    return f"{shown(summary.mean)} [{shown(summary.low)}, {shown(summary.high)}]"
+
+
+def heading(summary: Summary) -> str:
+    arrow = {"lower": " ↓", "higher": " ↑"}.get(summary.better, "")
+    unit = "" if summary.units in ("", "1") else f" ({summary.units})"
+    return f"{summary.name}{unit}{arrow}"
+
+
+HEADLINES = 6
+"""Scores in the terminal's table of a scenario; the report has all of them."""
+
+
+def terminal_tables(results: Results, every: bool = False) -> list[Table]:
+    """One table a scenario and split: models down, scores across, seeds as an interval."""
+    from rich.table import Table
+
+    tables = []
+    for scenario in results.scenarios:
+        summaries = summarise(results.rows(scenario))
+        for split in dict.fromkeys(s.split for s in summaries):
+            part = [s for s in summaries if s.split == split and (every or s.better)]
+            names = list(dict.fromkeys(s.name for s in part))
+            names = names if every else names[:HEADLINES]
+            table = Table(title=f"{scenario} · {split}", caption=results.about(scenario), title_justify="left")
+            table.add_column("model")
+            for name in names:
+                table.add_column(heading(next(s for s in part if s.name == name)), justify="right")
+            for model in dict.fromkeys(s.model for s in part):
+                mine = {s.name: s for s in part if s.model == model}
+                style = "dim" if next(iter(mine.values())).baseline else ""
+                cells = [cell(mine[name]) if name in mine else "–" for name in names]
+                table.add_row(model, *cells, style=style)
+            tables.append(table)
+    return tables
+
+
+def as_html(results: Results) -> str:
+    """The scores as an HTML table for a notebook; every text is escaped."""
+    lines = ["<table><tr><th>scenario<th>split<th>model<th>score<th>value<th>floor"]
+    for s in summarise(results.rows()):
+        texts = (s.scenario, s.split, s.model, heading(s), cell(s), shown(s.floor))
+        lines.append("<tr>" + "".join(f"<td>{html.escape(text)}" for text in texts))
+    return "\n".join([*lines, "</table>"])

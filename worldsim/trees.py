@@ -1,0 +1,99 @@
+"""Trajectories as xarray, and back. One group for each split; dims as in ``Trajectory``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from worldsim.protocols import HasObservables, System, Trajectory
+
+
+def axes_of(trajectory: Trajectory) -> tuple[str, ...]:
+    """Names of the state axes; the last one is "component" where the system named none."""
+    n = len(trajectory.state_shape)
+    if len(trajectory.axes) == n:
+        return trajectory.axes
+    return tuple(f"axis_{i}" for i in range(n - 1)) + (("component",) if n else ())
+
+
+def to_dataset(truth: Trajectory, guess: Trajectory, system: System) -> xr.Dataset:
+    """``truth`` and ``guess`` on the same times; the first time is the last one that was given.
+
+    Variables: ``state[trajectory, draw, time, ...]`` (the prediction), ``truth[trajectory, time, ...]``,
+    ``truth_<observable>``, ``<observable>`` of the prediction, ``action``.
+    """
+    axes = axes_of(truth)
+    data: dict[str, Any] = {
+        "state": (("trajectory", "draw", "time", *axes), guess.states.numpy()),
+        "truth": (("trajectory", "time", *axes), truth.states[:, 0].numpy()),
+    }
+    if truth.actions is not None:
+        extra = _extra("action", truth.actions.dim() - 2)
+        data["action"] = (("trajectory", "time", *extra), truth.actions.numpy())
+    if truth.length is not None:
+        data["length"] = (("trajectory",), truth.length[:, 0].numpy())
+    for name, value in truth.observables.items():
+        data[f"truth_{name}"] = (("trajectory", "time", *_extra(name, value.dim() - 3)), value[:, 0].numpy())
+    for name, value in {**_observed(system, guess.states), **guess.observables}.items():
+        data[name] = (("trajectory", "draw", "time", *_extra(name, value.dim() - 3)), value.numpy())
+    dataset = xr.Dataset(data, coords={"time": ("time", truth.times.numpy())})
+    for axis, labels in truth.labels.items():
+        if axis in axes:
+            dataset = dataset.assign_coords({axis: list(labels)})
+    return _with_units(dataset, truth.units)
+
+
+def _observed(system: System, states: Tensor) -> dict[str, Tensor]:
+    return dict(system.observe(states)) if isinstance(system, HasObservables) else {}
+
+
+def _extra(name: str, count: int) -> tuple[str, ...]:
+    return tuple(f"{name}_{i}" for i in range(count))
+
+
+def _with_units(dataset: xr.Dataset, units: Mapping[str, str]) -> xr.Dataset:
+    dataset["time"].attrs["units"] = units.get("time", "1")
+    for name in dataset.data_vars:
+        unit = units.get(str(name).removeprefix("truth_"))
+        if unit:
+            dataset[name].attrs["units"] = unit
+    dataset.attrs["units"] = [f"{name}={unit}" for name, unit in sorted(units.items())]
+    return dataset
+
+
+def from_dataset(dataset: xr.Dataset) -> tuple[Trajectory, Trajectory]:
+    """(truth, guess) of a kept split."""
+    axes = tuple(str(dim) for dim in dataset["state"].dims[3:])
+    shared: dict[str, Any] = {
+        "times": tensor(dataset["time"]),
+        "actions": tensor(dataset["action"]) if "action" in dataset else None,
+        "axes": axes,
+        "labels": {axis: tuple(map(str, dataset[axis].values)) for axis in axes if axis in dataset.coords},
+        "units": dict(pair.split("=", 1) for pair in np.atleast_1d(dataset.attrs.get("units", [])).tolist()),
+    }
+    truth = Trajectory(
+        states=tensor(dataset["truth"])[:, None],
+        observables={
+            str(name).removeprefix("truth_"): tensor(value)[:, None]
+            for name, value in dataset.data_vars.items()
+            if str(name).startswith("truth_")
+        },
+        length=tensor(dataset["length"])[:, None] if "length" in dataset else None,
+        **shared,
+    )
+    known = {"state", "truth", "action", "length"}
+    observables = {
+        str(name): tensor(value)
+        for name, value in dataset.data_vars.items()
+        if str(name) not in known and not str(name).startswith("truth_")
+    }
+    return truth, Trajectory(states=tensor(dataset["state"]), observables=observables, **shared)
+
+
+def tensor(array: xr.DataArray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array.values))

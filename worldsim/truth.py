@@ -1,0 +1,101 @@
+"""The truth of a case: what each split of its scenario looks like, from seeds alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from worldsim.protocols import HasActions, System, Trajectory
+from worldsim.seeds import generator
+
+if TYPE_CHECKING:
+    from worldsim.scenario import Case
+
+SEEDED = ("train", "validation")
+"""Splits that differ from seed to seed; every other split is the same for all models and all seeds."""
+
+
+def time_grid(step: float, horizon: float) -> torch.Tensor:
+    """``[time]`` float64: 0, step, ... up to ``horizon``."""
+    return torch.arange(round(horizon / step) + 1, dtype=torch.float64) * step
+
+
+def simulate_split(case: Case, split: str, system: System) -> Trajectory:
+    """The trajectories of one split, block by block: one generator for each block, none walked in order."""
+    settings = case.scenario.data.splits[split]
+    times = time_grid(case.scenario.data.step, settings.horizon)
+    seed = case.seed if split in SEEDED else -1
+    size = case.scenario.data.block
+    blocks = []
+    for index, first in enumerate(range(0, settings.trajectories, size)):
+        rng = generator(case.scenario.master_seed, case.scenario.world, split, seed + 1, index)
+        blocks.append(_simulate_block(system, min(size, settings.trajectories - first), times, rng))
+    truth = concatenate(blocks)
+    check_truth(truth, settings.trajectories, times, case.scenario.system.name)
+    rng = generator(case.scenario.master_seed, case.scenario.world, split, seed + 1, "noise")
+    return with_noise(truth, settings.noise, rng)
+
+
+def _simulate_block(system: System, n: int, times: torch.Tensor, rng: torch.Generator) -> Trajectory:
+    start = system.sample(n, rng)
+    actions = system.sample_actions(n, times, rng) if isinstance(system, HasActions) else None
+    return system.simulate(start, times, actions, rng)
+
+
+def concatenate(blocks: list[Trajectory]) -> Trajectory:
+    """Blocks of trajectories on one time grid, as one."""
+    first = blocks[0]
+    if len(blocks) == 1:
+        return first
+
+    def join(pick: Any) -> Any:
+        return None if pick(first) is None else torch.cat([pick(block) for block in blocks])
+
+    return replace(
+        first,
+        states=join(lambda b: b.states),
+        actions=join(lambda b: b.actions),
+        observables={name: join(lambda b, n=name: b.observables[n]) for name in first.observables},
+        length=join(lambda b: b.length),
+    )
+
+
+def with_noise(truth: Trajectory, noise: Mapping[str, float], rng: torch.Generator) -> Trajectory:
+    """Gaussian measurement noise of the given standard deviations on "states" or on named observables."""
+    for name, deviation in sorted(noise.items()):
+        if name == "states":
+            truth = replace(truth, states=truth.states + deviation * _normal(truth.states, rng))
+        elif name in truth.observables:
+            value = truth.observables[name]
+            observables = {**truth.observables, name: value + deviation * _normal(value, rng)}
+            truth = replace(truth, observables=observables)
+        else:
+            raise ValueError(f"noise on {name!r}: allowed are 'states' and {sorted(truth.observables)}")
+    return truth
+
+
+def _normal(like: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    return torch.randn(like.shape, dtype=like.dtype, generator=rng)
+
+
+def check_truth(truth: Any, n: int, times: torch.Tensor, name: str) -> None:
+    """Refuse a simulation that is not what the protocol says, naming the system.
+
+    Raises TypeError or ValueError with expected and found.
+    """
+    if not isinstance(truth, Trajectory):
+        raise TypeError(f"system {name!r}: simulate must return a Trajectory, it returned {type(truth).__name__}")
+    expected = (n, 1, len(times))
+    if tuple(truth.states.shape[:3]) != expected:
+        raise ValueError(
+            f"system {name!r}: states must be [trajectory, draw, time, *state] = {[*expected, '...']}, "
+            f"found {list(truth.states.shape)}"
+        )
+    if not torch.equal(truth.times, times):
+        raise ValueError(f"system {name!r}: the trajectory's times are not the times it was asked for")
+    for key, value in {"states": truth.states, **truth.observables}.items():
+        if truth.length is None and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"system {name!r}: {key} of the truth are not finite; set length for ragged ends")

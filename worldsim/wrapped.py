@@ -1,0 +1,209 @@
+"""A model as the rest of worldsim sees it: in physical units, under its constraints, block by block.
+
+The wrapper standardises what the model sees (the scaling is part of the checkpoint), adds the training
+penalty, corrects while sampling, and projects at the end, all through the one ``residual``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from worldsim_kernels.project import gauss_newton_step, project
+
+from worldsim.protocols import Constraint, Estimates, Guidable, HasNextToken, Model, Trajectory
+from worldsim.truth import concatenate
+
+Mechanism = str
+MECHANISMS = ("penalty", "guidance", "projection")
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a model is held to a constraint."""
+
+    name: str
+    constraint: Constraint
+    mechanisms: tuple[Mechanism, ...]
+    weight: float = 1.0
+
+
+def scaling_of(truth: Trajectory, kind: str) -> tuple[Tensor, Tensor]:
+    """Shift and scale, each ``[component]`` float64, over all but the last state axis.
+
+    kind  "component": each by its own mean and standard deviation; "canonical": one scale for all
+          positions and one for all momenta (the halves of the last axis), which keeps Hamilton's equations;
+          "none": zero and one.
+    """
+    states = truth.states
+    if kind == "none" or not states.is_floating_point() or not truth.state_shape:
+        return torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    flat = states.double().reshape(-1, states.shape[-1])
+    flat = flat[torch.isfinite(flat).all(-1)]
+    shift, spread = flat.mean(0), flat.std(0, correction=0)
+    if kind == "canonical":
+        halves = (spread**2).reshape(2, -1).mean(1).sqrt()
+        spread = halves.repeat_interleave(spread.shape[0] // 2)
+    elif kind != "component":
+        raise ValueError(f"scaling is {kind!r}; allowed are 'component', 'canonical' and 'none'")
+    return shift, torch.where(spread > 0, spread, torch.ones_like(spread))
+
+
+class Wrapped(nn.Module):
+    """A built model, its scaling and its constraints: what is fitted, rolled out, scored and kept."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        build: Callable[[Trajectory], Model],
+        kind: str,
+        train: Trajectory,
+        uses: Sequence[Use] = (),
+        *,
+        window: int | None = None,
+        block: int = 32,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        shift, scale = scaling_of(train, kind)
+        self.register_buffer("shift", shift)
+        self.register_buffer("scale", scale)
+        self.dtype = dtype if kind != "none" and train.states.is_floating_point() else None
+        self.block = block
+        self.uses = tuple(uses)
+        self.inner: Any = build(self.inward(train.span(0, window)))
+
+    @property
+    def trainable(self) -> bool:
+        return bool(getattr(self.inner, "trainable", True))
+
+    @property
+    def next_token(self) -> Callable[[Tensor], Tensor]:
+        """The inner model's law of the next token; AttributeError when it has none."""
+        if not isinstance(self.inner, HasNextToken):
+            raise AttributeError("next_token")
+        return self.inner.next_token
+
+    def inward(self, physical: Trajectory) -> Trajectory:
+        """Standardised, in the model's dtype; the "derivative" observable is scaled with the states."""
+        if self.dtype is None:
+            return physical
+        observables = dict(physical.observables)
+        if "derivative" in observables:
+            observables["derivative"] = observables["derivative"] / self.scale
+        states = (physical.states - self.shift) / self.scale
+        return replace(physical, states=states, observables=observables).to(dtype=self.dtype)
+
+    def outward(self, scaled: Trajectory) -> Trajectory:
+        """Physical units, float64."""
+        if self.dtype is None:
+            return scaled
+        return replace(scaled, states=scaled.states.double() * self.scale + self.shift)
+
+    def loss(self, truth: Trajectory) -> Tensor:
+        """The model's own loss, plus weight * mean residual^2 of its estimate for each penalty."""
+        penalties = [use for use in self.uses if "penalty" in use.mechanisms]
+        if not penalties:
+            return torch.as_tensor(self.inner.loss(self.inward(truth)))
+        loss, estimate = self.inner.loss_and_estimate(self.inward(truth))
+        physical = self.outward(estimate)
+        for use in penalties:
+            loss = loss + use.weight * use.constraint.residual(physical).square().mean().to(loss.dtype)
+        return torch.as_tensor(loss)
+
+    @torch.no_grad()
+    def rollout(
+        self, context: Trajectory, times: Tensor, actions: Tensor | None, draws: int, generator: torch.Generator
+    ) -> Trajectory:
+        """Physical units; blocks of a fixed size, the last one padded with its last row and cropped."""
+        parts = []
+        for first in range(0, len(context), self.block):
+            rows = torch.arange(first, first + self.block).clamp(max=len(context) - 1)
+            acts = None if actions is None else actions[rows]
+            part = self._rollout_block(context.rows(rows), times, acts, draws, generator)
+            parts.append(part.rows(slice(0, min(self.block, len(context) - first))))
+        return concatenate(parts)
+
+    def _rollout_block(
+        self, context: Trajectory, times: Tensor, actions: Tensor | None, draws: int, generator: torch.Generator
+    ) -> Trajectory:
+        guides = [use for use in self.uses if "guidance" in use.mechanisms]
+        arguments = (self.inward(context), times, actions, draws, generator)
+        if guides:
+            guess = self.inner.guided_rollout(*arguments, self._correction(guides, context))
+        else:
+            guess = self.inner.rollout(*arguments)
+        self._check(guess, context, times, draws)
+        physical = self.outward(guess)
+        for use in self.uses:
+            if "projection" in use.mechanisms:
+                physical = projected(physical, use)
+        return replace(physical, axes=context.axes, labels=context.labels, units=context.units, actions=actions)
+
+    def _correction(self, guides: list[Use], context: Trajectory) -> Callable[[Trajectory], Trajectory]:
+        def correct(estimate: Trajectory) -> Trajectory:
+            physical = self.outward(estimate)
+            for use in guides:
+                states = framed(gauss_newton_step, physical, use)
+                physical = replace(physical, states=states)
+            return self.inward(physical)
+
+        return correct
+
+    def _check(self, guess: Any, context: Trajectory, times: Tensor, draws: int) -> None:
+        name = type(self.inner).__name__
+        if not isinstance(guess, Trajectory):
+            raise TypeError(f"{name}.rollout must return a Trajectory, it returned {type(guess).__name__}")
+        expected = (len(context), draws, len(times), *context.state_shape)
+        if tuple(guess.states.shape) != expected:
+            raise ValueError(
+                f"{name}.rollout: states must be [trajectory, draw, time, *state] = {list(expected)}, "
+                f"found {list(guess.states.shape)}"
+            )
+
+
+def framed(step: Callable[..., Any], trajectory: Trajectory, use: Use) -> Any:
+    """Apply a kernel over ``[trajectory * draw, time, *state]`` with the use's residual; states back."""
+    shape = trajectory.states.shape
+    flat = trajectory.states.reshape(-1, *shape[2:])
+
+    def residual(states: Tensor) -> Tensor:
+        value = use.constraint.residual(replace(trajectory, states=states[:, None], actions=None, observables={}))
+        return value[:, 0]
+
+    out = step(residual, flat, local=getattr(use.constraint, "local_in_time", False))
+    return out.reshape(shape) if isinstance(out, Tensor) else out
+
+
+def projected(trajectory: Trajectory, use: Use) -> Trajectory:
+    """The nearest trajectory that obeys the constraint, frame 0 held; float64.
+
+    Adds the observable ``projected_<constraint>``: 1 where the projection converged and 0 where it did not,
+    ``[trajectory, draw, time]``; a row that did not keeps its best iterate and is never dropped.
+    """
+    frozen = torch.zeros(len(trajectory.times), dtype=torch.bool)
+    frozen[0] = True
+
+    def step(residual: Callable[[Tensor], Tensor], x: Tensor, local: bool) -> Any:
+        return project(residual, x.double(), local=local, frozen=frozen)
+
+    result = framed(step, trajectory, use)
+    shape = trajectory.states.shape
+    converged = result.converged.reshape(*shape[:2], 1).expand(*shape[:3]).double()
+    observables = {**trajectory.observables, f"projected_{use.name}": converged}
+    return replace(trajectory, states=result.x.reshape(shape), observables=observables)
+
+
+def missing_mechanisms(model: Any, mechanisms: Sequence[Mechanism]) -> list[str]:
+    """Which of the mechanisms this built model cannot offer, in words."""
+    lacks = []
+    if "penalty" in mechanisms and not isinstance(model, Estimates):
+        lacks.append("penalty (the model gives no differentiable estimate)")
+    if "guidance" in mechanisms and not isinstance(model, Guidable):
+        lacks.append("guidance (the model cannot be corrected while it samples)")
+    return lacks

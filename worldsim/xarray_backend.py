@@ -1,0 +1,116 @@
+"""``xr.open_datatree(path, engine="worldsim")``: a results folder, or one case's file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from xarray.backends import BackendEntrypoint
+
+if TYPE_CHECKING:
+    from worldsim.results import Results
+
+STATUS = {"done": 0, "unscored": 1, "failed": 2, "missing": 3}
+
+
+class WorldsimBackend(BackendEntrypoint):
+    """Opens results of worldsim; a scenario's groups stack the cases that share its dimensions."""
+
+    description = "Results of worldsim: a results folder or a single .zarr.zip"
+    open_dataset_parameters = ("filename_or_obj", "drop_variables", "group")
+    supports_groups = True
+
+    def open_dataset(  # type: ignore[override]
+        self, filename_or_obj: Any, *, drop_variables: Any = None, group: str = "scores"
+    ) -> xr.Dataset:
+        """One group (of a folder "scores" unless told, of a file the one that it is told)."""
+        tree = self.open_datatree(filename_or_obj, drop_variables=drop_variables)
+        if group not in ("", "/") and group.strip("/") not in {n.path.strip("/") for n in tree.subtree}:
+            groups = ", ".join(node.path for node in tree.subtree)
+            raise ValueError(f"{filename_or_obj} has no group {group!r}; it has {groups}")
+        node = tree if group in ("", "/") else tree[group.strip("/")]
+        return node.to_dataset()  # type: ignore[union-attr]
+
+    def open_datatree(self, filename_or_obj: Any, *, drop_variables: Any = None, **_: Any) -> xr.DataTree:  # type: ignore[override]
+        """Everything, loaded."""
+        from worldsim.results import open_results
+        from worldsim.store import open_zip
+
+        path = Path(filename_or_obj)
+        tree = open_results(path).tree() if path.is_dir() else open_zip(path)
+        return tree.map_over_datasets(lambda ds: ds.drop_vars(drop_variables or [], errors="ignore"))
+
+    def open_groups_as_dict(self, filename_or_obj: Any, **options: Any) -> dict[str, xr.Dataset]:  # type: ignore[override]
+        tree = self.open_datatree(filename_or_obj, **options)
+        return {node.path: node.to_dataset() for node in tree.subtree}
+
+    def guess_can_open(self, filename_or_obj: Any) -> bool:
+        try:
+            path = Path(filename_or_obj)
+        except TypeError:
+            return False
+        return path.name.endswith(".zarr.zip") or (path / "plan.jsonl").is_file()
+
+
+def results_tree(results: Results) -> xr.DataTree:
+    """``/scores[scenario, model, seed, score]`` with ``status``, and ``/<scenario>/<split>[model, seed, ...]``."""
+    groups: dict[str, xr.Dataset] = {"/": xr.Dataset(attrs={"Conventions": "CF-1.12"}), "/scores": scores(results)}
+    for scenario in results.scenarios:
+        entries = [e for e in results.entries if e.scenario == scenario and results.store.has_run(e.key)]
+        for split, parts in _by_split(results, entries).items():
+            groups[f"/{scenario}/{split}"] = _stacked(parts)
+    return xr.DataTree.from_dict(groups)
+
+
+def _by_split(results: Results, entries: Iterable[Any]) -> dict[str, list[xr.Dataset]]:
+    parts: dict[str, list[xr.Dataset]] = {}
+    for entry in entries:
+        for split, node in results.store.open_run(entry.key).children.items():
+            labelled = node.to_dataset().expand_dims(model=[entry.model], seed=[entry.seed])
+            parts.setdefault(split, []).append(labelled)
+    return parts
+
+
+def _stacked(parts: list[xr.Dataset]) -> xr.Dataset:
+    """One block over (model, seed); a baseline exists at seed 0 alone, and is NaN at the others."""
+    return xr.combine_by_coords(parts, combine_attrs="drop_conflicts", join="outer")  # type: ignore[return-value]
+
+
+def scores(results: Results) -> xr.Dataset:
+    """Every scalar score: ``value``, ``floor``, ``low``, ``high`` over (scenario, model, seed, score)."""
+    scenarios = results.scenarios
+    models = list(dict.fromkeys(entry.model for entry in results.entries))
+    seeds = sorted({entry.seed for entry in results.entries})
+    rows = [row for row in results.rows() if not row.score.dims]
+    names = sorted({f"{row.split}/{row.name}" for row in rows})
+    index = {
+        "scenario": {n: i for i, n in enumerate(scenarios)},
+        "model": {n: i for i, n in enumerate(models)},
+        "score": {n: i for i, n in enumerate(names)},
+    }
+    shape = (len(scenarios), len(models), len(seeds), len(names))
+    arrays = {key: np.full(shape, np.nan) for key in ("value", "floor", "low", "high")}
+    for row in rows:
+        at = (
+            index["scenario"][row.scenario],
+            index["model"][row.model],
+            seeds.index(row.seed),
+            index["score"][f"{row.split}/{row.name}"],
+        )
+        low, high = row.score.interval or (np.nan, np.nan)
+        floor = np.nan if row.score.floor is None else row.score.floor
+        for key, value in (("value", row.score.value), ("floor", floor), ("low", low), ("high", high)):
+            arrays[key][at] = value
+    status = np.full(shape[:3], STATUS["missing"], dtype=np.int8)
+    for entry in results.entries:
+        at3 = (index["scenario"][entry.scenario], index["model"][entry.model], seeds.index(entry.seed))
+        status[at3] = STATUS[results.status(entry)]
+    dims = ("scenario", "model", "seed", "score")
+    data: dict[str, Any] = {key: (dims, value) for key, value in arrays.items()}
+    flags = {"flag_values": list(STATUS.values()), "flag_meanings": " ".join(STATUS)}
+    data["status"] = (dims[:3], status, flags)
+    coords = {"scenario": scenarios, "model": models, "seed": seeds, "score": names}
+    return xr.Dataset(data, coords=coords)
