@@ -236,3 +236,18 @@ def test_gradients_flow_through_a_step(name):
     x = torch.tensor([[0.7, -0.4]], dtype=F64, requires_grad=True)
     tolerance = 1e-6
     assert torch.autograd.gradcheck(lambda y: pendulum(name)(y, 0.1), (x,), atol=tolerance)
+
+
+def test_substeps_end_on_every_time():
+    times = torch.tensor([0.0, 0.1, 0.2, 0.1 + 0.2, 1.0], dtype=F64)
+    assert integrate.substeps(times) == [(gap, 1) for gap in times.diff().tolist()]
+    counts = [count for _, count in integrate.substeps(times, 0.1)]
+    assert counts == [1, 1, 1, 7]
+    assert all(h < 0 for h, _ in integrate.substeps(times.flip(0), 0.03))
+    assert integrate.substeps(times[:1], 0.1) == []
+
+
+@pytest.mark.parametrize("times", [[0.0, 0.0], [0.0, 1.0, 0.5], [0.0, float("nan")], []])
+def test_substeps_refuse_times_that_do_not_move_on(times):
+    with pytest.raises(ValueError, match="strictly rising or falling"):
+        integrate.substeps(torch.tensor(times, dtype=F64))
