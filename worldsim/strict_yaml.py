@@ -8,6 +8,7 @@ Python objects from tags.
 from __future__ import annotations
 
 import codecs
+import re
 import stat
 import unicodedata
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import yaml
 from worldsim.errors import Problem, ScenarioError, did_you_mean
 from worldsim.yaml_nodes import MAX_PROBLEMS, Composer, Enough, Location, Node, Place, dotted
 from worldsim.yaml_scalars import CONTROL, LINE_BREAK
-from worldsim.yaml_syntax import explain
+from worldsim.yaml_syntax import explain, line_of
 
 MAX_BYTES = 4 * 2**20
 
@@ -82,7 +83,12 @@ def parse(text: str, path: Path) -> Document:
 
 def _syntax_problem(composer: Composer, error: yaml.MarkedYAMLError, text: str) -> Problem:
     place, message, hint = explain(error, text)
-    return Problem(composer.path, *place, dotted(composer.location), message, hint)
+    loc = composer.location
+    # The parser reads ahead: the key on the offending line may not have arrived as an event yet.
+    word = re.match(r"[\s-]*(\w+)\s*:", line_of(text, place[0]))
+    if word and word[1] not in loc:
+        loc = (*loc, word[1])
+    return Problem(composer.path, *place, dotted(loc), message, hint)
 
 
 def _mapping(root: Node | None, path: Path) -> Node:
@@ -96,15 +102,15 @@ def _mapping(root: Node | None, path: Path) -> Node:
 def _check_characters(text: str, path: Path) -> None:
     if not CONTROL.search(text):
         return
-    problems = []
+    problems: list[Problem] = []
     for number, line in enumerate(LINE_BREAK.split(text), start=1):
-        if found := CONTROL.search(line):
+        if (found := CONTROL.search(line)) and len(problems) < MAX_PROBLEMS:
             char = found.group()
             name = unicodedata.name(char, "a control character").lower()
             message = f"character U+{ord(char):04X} ({name}) is not allowed"
             hint = "this is not a text file" if char == "\0" else "delete it; editors may not show it"
             problems.append(Problem(path, number, found.start() + 1, dotted(()), message, hint))
-    raise ScenarioError(problems[:MAX_PROBLEMS])
+    raise ScenarioError(problems)
 
 
 def _content(path: Path) -> bytes:

@@ -47,6 +47,9 @@ class Node:
         return {key: child.plain() for key, (_, child) in self.entries.items()}
 
 
+_NO_ENTRIES: dict[str | int, tuple[Place, Node]] = {}  # one for all scalars: a file may hold 200 000
+
+
 class Enough(Exception):
     """Reading further would cost much or say nothing new."""
 
@@ -147,7 +150,7 @@ class Composer:
             self._key(place, event.value, plain)
         else:
             value = self._value(place, event.value) if plain else event.value
-            self._attach(Node(place, "scalar", value), event.anchor)
+            self._attach(Node(place, "scalar", value, _NO_ENTRIES), event.anchor)
 
     def _value(self, place: Place, text: str) -> Scalar:
         try:

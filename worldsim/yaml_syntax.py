@@ -51,7 +51,7 @@ def explain(error: yaml.MarkedYAMLError, text: str) -> tuple[tuple[int, int], st
     if start and mark and _began_wrong(said, start.line, mark.line):
         mark = start
     place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-    char = _char_at(text, place)
+    char = line_of(text, place[0])[place[1] - 1 : place[1]]
     if char == "\t":
         said = "violates indentation"
     line = start.line + 1 if start else 1
@@ -65,6 +65,7 @@ def _began_wrong(said: str, start: int, noticed: int) -> bool:
     return unclosed or "simple key" in said or ("quoted scalar" in said and "end of" in said)
 
 
-def _char_at(text: str, place: tuple[int, int]) -> str:
+def line_of(text: str, number: int) -> str:
+    """Line ``number`` of ``text``, counted from 1; empty past the end."""
     lines = LINE_BREAK.split(text)
-    return lines[place[0] - 1][place[1] - 1 : place[1]] if place[0] <= len(lines) else ""
+    return lines[number - 1] if number <= len(lines) else ""
