@@ -166,7 +166,7 @@ class Dynamics(Model, Protocol):
 class Generator(Model, Protocol):
     """A model that transports noise (s = 0) to trajectories (s = 1)."""
 
-    def velocity(self, x: Tensor, s: Tensor, context: Tensor) -> Tensor:
+    def velocity(self, x: Tensor, s: Tensor | float, context: Tensor) -> Tensor:
         """dx/ds at generator time ``s``."""
 
 

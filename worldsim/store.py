@@ -131,18 +131,19 @@ def zip_tree(tree: xr.DataTree, provenance: Mapping[str, Any]) -> bytes:
 
 
 def open_zip(path: Path) -> xr.DataTree:
-    """The tree of a result file, loaded; raises ResultError when it is missing or damaged."""
+    """The tree of a result file, loaded, its checksums checked; raises ResultError when it is missing or damaged."""
     import xarray as xr
-    from zarr.storage import ZipStore
+    from zarr.core.buffer import default_buffer_prototype
+    from zarr.storage import MemoryStore
 
     if not path.is_file():
         raise ResultError(f"there is no result at {path}")
+    buffer = default_buffer_prototype().buffer
     try:
-        store = ZipStore(path, mode="r")
-        try:
-            return xr.open_datatree(store, engine="zarr", consolidated=False, decode_times=False).load()  # type: ignore[arg-type]
-        finally:
-            store.close()
+        with zipfile.ZipFile(path) as archive:
+            memory = {name: buffer.from_bytes(archive.read(name)) for name in archive.namelist()}
+        store = MemoryStore(memory, read_only=True)  # type: ignore[arg-type]
+        return xr.open_datatree(store, engine="zarr", consolidated=False, decode_times=False).load()  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ResultError(f"{path} is damaged ({error}); delete it, and the case runs again") from None
 

@@ -96,4 +96,4 @@ def from_dataset(dataset: xr.Dataset) -> tuple[Trajectory, Trajectory]:
 
 
 def tensor(array: xr.DataArray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array.values))
+    return torch.from_numpy(array.values.copy())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -149,8 +150,7 @@ class Wrapped(nn.Module):
         def correct(estimate: Trajectory) -> Trajectory:
             physical = self.outward(estimate)
             for use in guides:
-                states = framed(gauss_newton_step, physical, use)
-                physical = replace(physical, states=states)
+                physical = replace(physical, states=framed(partial(gauss_newton_step, frozen=0), physical, use))
             return self.inward(physical)
 
         return correct
@@ -171,9 +171,10 @@ def framed(step: Callable[..., Any], trajectory: Trajectory, use: Use) -> Any:
     """Apply a kernel over ``[trajectory * draw, time, *state]`` with the use's residual; states back."""
     shape = trajectory.states.shape
     flat = trajectory.states.reshape(-1, *shape[2:])
+    bare = replace(trajectory, actions=None, observables={}, length=None)
 
     def residual(states: Tensor) -> Tensor:
-        value = use.constraint.residual(replace(trajectory, states=states[:, None], actions=None, observables={}))
+        value = use.constraint.residual(replace(bare, states=states[:, None]))
         return value[:, 0]
 
     out = step(residual, flat, local=getattr(use.constraint, "local_in_time", False))
@@ -186,11 +187,8 @@ def projected(trajectory: Trajectory, use: Use) -> Trajectory:
     Adds the observable ``projected_<constraint>``: 1 where the projection converged and 0 where it did not,
     ``[trajectory, draw, time]``; a row that did not keeps its best iterate and is never dropped.
     """
-    frozen = torch.zeros(len(trajectory.times), dtype=torch.bool)
-    frozen[0] = True
-
     def step(residual: Callable[[Tensor], Tensor], x: Tensor, local: bool) -> Any:
-        return project(residual, x.double(), local=local, frozen=frozen)
+        return project(residual, x.double(), local=local, frozen=0)
 
     result = framed(step, trajectory, use)
     shape = trajectory.states.shape
