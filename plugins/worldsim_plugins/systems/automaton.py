@@ -1,0 +1,238 @@
+"""A random walk on a deterministic finite automaton whose language is prefix-closed.
+
+    q_{t} = delta(q_{t-1}, a_t),   a_t uniform among the tokens that are legal at q_{t-1}
+
+What a model sees is the tokens; the state is hidden. Two presets: the lattice of Vafa, Chang, Rambachan and
+Mullainathan (2025), a walker on a segment who may step left, stay or step right; and a city of streets on a
+grid, after the street map of Vafa, Chen, Rambachan, Kleinberg and Mullainathan (2024).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from worldsim import Trajectory, hookimpl
+
+Transitions = Mapping[str, Mapping[str, str]]
+GRID_MOVES = {"N": (-1, 0), "E": (0, 1), "S": (1, 0), "W": (0, -1)}
+
+
+def lattice(states: int) -> dict[str, dict[str, str]]:
+    """Positions 0 .. states - 1; L is illegal at the left end, R at the right end, 0 stays."""
+    moves = {"L": -1, "0": 0, "R": 1}
+    return {
+        str(x): {token: str(x + dx) for token, dx in moves.items() if 0 <= x + dx < states}
+        for x in range(states)
+    }
+
+
+def grid_city(rows: int, columns: int, closed: float, one_way: float, seed: int) -> dict[str, dict[str, str]]:
+    """Crossings "row,column" and moves N, E, S, W; some streets closed, some open in one direction only.
+
+    Streets are visited in an order drawn from ``seed``; a change that would leave a crossing without a way to
+    every other one is not made, so the city has no dead end.
+    """
+    city = {
+        f"{r},{c}": {
+            token: f"{r + dr},{c + dc}"
+            for token, (dr, dc) in GRID_MOVES.items()
+            if 0 <= r + dr < rows and 0 <= c + dc < columns
+        }
+        for r in range(rows)
+        for c in range(columns)
+    }
+    streets = [(here, token) for here, ways in city.items() for token in ways if token in "ES"]
+    order = random.Random(seed)
+    order.shuffle(streets)
+    closures = round(closed * len(streets))
+    for index, (here, token) in enumerate(streets[: closures + round(one_way * len(streets))]):
+        back = (city[here][token], {"E": "W", "S": "N"}[token])
+        removed = [(here, token), back] if index < closures else [order.choice([(here, token), back])]
+        _remove_if_connected(city, removed)
+    return city
+
+
+def _remove_if_connected(city: dict[str, dict[str, str]], ways: list[tuple[str, str]]) -> None:
+    taken = [(here, token, city[here].pop(token)) for here, token in ways]
+    backward: dict[str, dict[str, str]] = {state: {} for state in city}
+    for here, out in city.items():
+        for there in out.values():
+            backward[there][here] = here
+    start = next(iter(city))
+    if not len(reachable(city, start)) == len(reachable(backward, start)) == len(city):
+        for here, token, there in taken:
+            city[here][token] = there
+
+
+def reachable(transitions: Transitions, initial: str) -> set[str]:
+    """The states that some word leads to from ``initial``."""
+    found, frontier = {initial}, [initial]
+    while frontier:
+        for there in transitions[frontier.pop()].values():
+            if there not in found:
+                found.add(there)
+                frontier.append(there)
+    return found
+
+
+def check_transitions(transitions: Transitions, initial: str) -> None:
+    """Raises ValueError on an unknown initial state or target, a dead state or an unreachable one."""
+    known = ", ".join(transitions)
+    if initial not in transitions:
+        raise ValueError(f"initial: {initial!r} is not a state; the states are {known}")
+    for here, ways in transitions.items():
+        if not ways:
+            raise ValueError(
+                f"transitions: state {here!r} is dead: give it at least one token, or leave it out"
+            )
+        for token, there in ways.items():
+            if there not in transitions:
+                raise ValueError(
+                    f"transitions: {here!r} --{token}--> {there!r} is not a state; allowed: {known}"
+                )
+    lost = [state for state in transitions if state not in reachable(transitions, initial)]
+    if lost:
+        raise ValueError(f"transitions: unreachable from {initial!r}: {', '.join(lost)}; leave them out")
+
+
+class Automaton:
+    """A walk on a finite automaton: tokens ``[trajectory, 1, time]`` int64, one a step, times 0, 1, 2, ...
+
+    The observable ``automaton_state`` ``[trajectory, 1, time]`` int64 is the state after each token. Raises
+    ValueError when not exactly one of ``transitions`` and ``preset`` is given, and where the automaton has an
+    unknown target, a dead state or an unreachable one.
+    """
+
+    def __init__(
+        self,
+        *,
+        transitions: Annotated[
+            dict[str, dict[str, str]] | None,
+            Field(description="state -> token -> next state; a token left out is illegal"),
+        ] = None,
+        initial: Annotated[
+            str | None, Field(description="state before the first token; the first state when left out")
+        ] = None,
+        preset: Annotated[
+            Literal["lattice", "grid_city"] | None,
+            Field(description="a known automaton instead of transitions"),
+        ] = None,
+        states: Annotated[int, Field(ge=2, le=1000, description="positions of the lattice")] = 5,
+        rows: Annotated[int, Field(ge=2, le=30, description="rows of crossings in the grid city")] = 5,
+        columns: Annotated[int, Field(ge=2, le=30, description="columns of crossings in the grid city")] = 5,
+        closed: Annotated[
+            float, Field(ge=0, le=0.5, description="share of the city's streets tried as closures")
+        ] = 0.1,
+        one_way: Annotated[
+            float, Field(ge=0, le=0.5, description="share of the city's streets tried as one-way streets")
+        ] = 0.2,
+        seed: Annotated[
+            int, Field(ge=0, description="which city: draws the closures and one-way streets")
+        ] = 0,
+        policy: Annotated[
+            Literal["uniform"],
+            Field(description="how the walk picks a token: uniformly among the legal ones"),
+        ] = "uniform",
+    ) -> None:
+        if (transitions is None) == (preset is None):
+            raise ValueError("automaton: give exactly one of transitions and preset (lattice, grid_city)")
+        if preset == "lattice":
+            transitions = lattice(states)
+        elif preset == "grid_city":
+            transitions = grid_city(rows, columns, closed, one_way, seed)
+        if not transitions:
+            raise ValueError("transitions: empty; give at least one state with one token")
+        start = next(iter(transitions)) if initial is None else initial
+        check_transitions(transitions, start)
+        self.policy = policy
+        self.state_names = tuple(transitions)
+        self.alphabet = _alphabet(transitions, preset)
+        self.initial = self.state_names.index(start)
+        self._table = _table(transitions, self.state_names, self.alphabet)
+
+    def transitions(self) -> Tensor:
+        """``[state, token]`` int64; -1 where the token is illegal."""
+        return self._table.clone()
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Seeds ``[trajectory]`` int64, one walk each; every walk begins in the initial state."""
+        return torch.randint(2**62, (n,), generator=generator)
+
+    def simulate(
+        self, start: Tensor, times: Tensor, actions: Tensor | None, generator: torch.Generator
+    ) -> Trajectory:
+        """The walks of ``start``; the token at time t is the same whatever other times are asked for.
+
+        Raises ValueError when ``times`` are not increasing whole numbers from 0 on.
+        """
+        steps = _steps(times)
+        chances = torch.stack([_uniform_numbers(int(seed), int(steps[-1]) + 1) for seed in start])
+        legal = self._table >= 0
+        count = legal.sum(1)
+        choices = torch.argsort(~legal, dim=1, stable=True)
+        state = torch.full((len(start),), self.initial)
+        tokens, states = [], []
+        for chance in chances.T:
+            token = choices[state, (chance * count[state]).long()]
+            state = self._table[state, token]
+            tokens.append(token)
+            states.append(state)
+        walk, hidden = torch.stack(tokens, 1)[:, None, steps], torch.stack(states, 1)[:, None, steps]
+        units = {"time": "1", "automaton_state": "1"}
+        return Trajectory(states=walk, times=times, observables={"automaton_state": hidden}, units=units)
+
+    def state_after(self, tokens: Tensor) -> Tensor:
+        """The state ``[trajectory]`` after ``tokens`` ``[trajectory, length]``; -1 after an illegal token."""
+        state = torch.full((len(tokens),), self.initial)
+        for token in tokens.T:
+            state = torch.where(state < 0, state, self._table[state.clamp(min=0), token])
+        return state
+
+    def next_token(self, tokens: Tensor) -> Tensor:
+        """The true law ``[trajectory, token]`` float64 of the next token: uniform over the legal ones.
+
+        All zeros after a prefix that is itself illegal.
+        """
+        state = self.state_after(tokens)
+        legal = ((self._table[state.clamp(min=0)] >= 0) & (state >= 0)[:, None]).double()
+        return legal / legal.sum(1, keepdim=True).clamp(min=1)
+
+
+def _alphabet(transitions: Transitions, preset: str | None) -> tuple[str, ...]:
+    if preset == "lattice":
+        return ("L", "0", "R")
+    if preset == "grid_city":
+        return tuple(GRID_MOVES)
+    return tuple(dict.fromkeys(token for ways in transitions.values() for token in ways))
+
+
+def _table(transitions: Transitions, states: tuple[str, ...], alphabet: tuple[str, ...]) -> Tensor:
+    number = {state: i for i, state in enumerate(states)}
+    rows = [[number[ways[a]] if a in ways else -1 for a in alphabet] for ways in transitions.values()]
+    return torch.tensor(rows)
+
+
+def _uniform_numbers(seed: int, count: int) -> Tensor:
+    return torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def _steps(times: Tensor) -> Tensor:
+    steps = times.round().long()
+    increasing = bool((steps[1:] > steps[:-1]).all())
+    if len(times) == 0 or not torch.equal(steps.double(), times.double()) or steps[0] < 0 or not increasing:
+        raise ValueError(
+            f"an automaton emits one token a step: times must be increasing whole numbers from 0 on, "
+            f"found {times[:4].tolist()}...; set data.step to 1"
+        )
+    return steps
+
+
+@hookimpl
+def worldsim_systems():
+    return {"automaton": Automaton}
