@@ -1,0 +1,157 @@
+"""A small autoregressive model over tokens: p(a_t | a_1 ... a_{t-1}), trained by cross entropy.
+
+A start symbol stands before the first token, so that the empty prefix has a law too. Cells: the gated
+recurrent unit (Cho et al. 2014), long short-term memory (Hochreiter and Schmidhuber 1997), and the causal
+transformer (Vaswani et al. 2017) with sinusoidal positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldsim import Trajectory, hookimpl
+from worldsim.protocols import HasAutomaton, System
+
+
+class Sequence(nn.Module):
+    """Next-token model of tokens ``[trajectory, 1, time]`` int64.
+
+    Sequences start where the world starts: train it on whole trajectories (leave ``fit.window`` unset) and
+    give contexts from the first token on. Raises ValueError when the states are not tokens.
+    """
+
+    scaling = "none"
+
+    def __init__(
+        self,
+        system: System,
+        truth: Trajectory,
+        *,
+        cell: Annotated[
+            Literal["gru", "lstm", "transformer"], Field(description="what carries the past forward")
+        ] = "gru",
+        width: Annotated[int, Field(ge=4, le=4096, multiple_of=4, description="features per token")] = 64,
+        depth: Annotated[int, Field(ge=1, le=64, description="layers")] = 1,
+    ) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary_size(system, truth)
+        self.embedding = nn.Embedding(self.vocabulary + 1, width)
+        self.body = (
+            CausalTransformer(width, depth) if cell == "transformer" else Recurrent(cell, width, depth)
+        )
+        self.head = nn.Linear(width, self.vocabulary)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits ``[trajectory, length + 1, token]``: entry i is the law after the first i ``tokens``."""
+        begin = torch.full_like(tokens[:, :1], self.vocabulary) if tokens.shape[1] else self._start(tokens)
+        return self.head(self.body(self.embedding(torch.cat([begin, tokens], 1))))
+
+    def _start(self, tokens: Tensor) -> Tensor:
+        return torch.full((len(tokens), 1), self.vocabulary, device=tokens.device)
+
+    def loss(self, truth: Trajectory) -> Tensor:
+        """Mean cross entropy of each token given those before it, nats; ragged ends are left out."""
+        tokens = truth.states[:, 0]
+        target = tokens
+        if truth.length is not None:
+            frame = torch.arange(tokens.shape[1], device=tokens.device)
+            target = torch.where(frame < truth.length[:, :1], tokens, -100)
+        return F.cross_entropy(self(tokens[:, :-1]).transpose(1, 2), target)
+
+    @torch.no_grad()
+    def next_token(self, tokens: Tensor) -> Tensor:
+        """Probabilities ``[n, token]`` float64 after the prefixes ``[n, length]`` (length >= 0)."""
+        device = self.head.weight.device
+        return self(tokens.long().to(device))[:, -1].double().softmax(-1).to(tokens.device)
+
+    def rollout(
+        self,
+        context: Trajectory,
+        times: Tensor,
+        actions: Tensor | None,
+        draws: int,
+        generator: torch.Generator,
+    ) -> Trajectory:
+        """Sampled continuations ``[trajectory, draw, time]``; frame 0 is the context's last token."""
+        return sampled_continuation(self.next_token, context, times, draws, generator)
+
+
+class Recurrent(nn.Module):
+    """A GRU or an LSTM: features ``[n, length, width]`` to the same shape, causal."""
+
+    def __init__(self, cell: str, width: int, depth: int) -> None:
+        super().__init__()
+        kind = {"gru": nn.GRU, "lstm": nn.LSTM}[cell]
+        self.cell = kind(width, width, depth, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cell(x)[0]
+
+
+class CausalTransformer(nn.Module):
+    """Pre-norm transformer in which position i sees positions up to i; four heads."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[1]
+        future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+        x = x + sinusoidal_positions(length, x.shape[2]).to(x)
+        for layer in self.layers:
+            x = layer(x, src_mask=future)
+        return self.norm(x)
+
+
+def sinusoidal_positions(length: int, width: int) -> Tensor:
+    """``[length, width]``: sines and cosines of wavelengths from 2 pi to 20000 pi (Vaswani et al. 2017)."""
+    rate = torch.exp(-math.log(10000.0) * torch.arange(0, width, 2) / width)
+    angle = torch.arange(length)[:, None] * rate
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+def vocabulary_size(system: System, truth: Trajectory) -> int:
+    """Number of tokens: of the system's alphabet, or one more than the largest token seen."""
+    if truth.states.is_floating_point() or truth.state_shape:
+        raise ValueError(
+            f"sequence needs integer tokens [trajectory, draw, time], found {truth.states.dtype} "
+            f"states of shape {list(truth.states.shape)}; use it on a system over tokens, such as automaton"
+        )
+    return len(system.alphabet) if isinstance(system, HasAutomaton) else int(truth.states.max()) + 1
+
+
+def sampled_continuation(
+    next_token: Callable[[Tensor], Tensor],
+    context: Trajectory,
+    times: Tensor,
+    draws: int,
+    generator: torch.Generator,
+) -> Trajectory:
+    """Tokens drawn one by one from ``next_token``: ``[trajectory, draw, time]``, frame 0 the given one.
+
+    A rollout cannot stop early, so where the law accepts no token at all the next one is drawn uniformly.
+    """
+    tokens = context.states[:, 0].repeat_interleave(draws, 0)
+    for _ in range(len(times) - 1):
+        law = next_token(tokens)
+        law = torch.where(law.sum(1, keepdim=True) > 0, law, torch.ones_like(law))
+        tokens = torch.cat([tokens, torch.multinomial(law, 1, generator=generator)], 1)
+    states = tokens[:, -len(times) :].reshape(len(context), draws, len(times))
+    return context.replace(states=states, times=times, actions=None, observables={}, length=None)
+
+
+@hookimpl
+def worldsim_generators():
+    return {"sequence": Sequence}
