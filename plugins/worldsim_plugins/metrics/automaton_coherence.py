@@ -1,0 +1,332 @@
+"""Coherence of a next-token model with an automaton, class by class (after Vafa et al. 2024).
+
+Prefixes are grouped by the class of the state that they end in: states from which the same words of length
+<= horizon are valid. Every score is a *block table*: ``[class]`` for pairs of prefixes of one class,
+``[class, class]`` for ordered pairs of different ones, ``[class, class, class]`` for a comparison of the two.
+Its headline is the mean over classes drawn uniformly, and within a class over independent uniform draws of
+two prefixes, with replacement. Where all prefixes are enumerated this is the exact population value; where
+they are sampled, a drawn prefix is not paired with itself, which keeps the mean unbiased for that value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor
+
+from worldsim_plugins.metrics.model_failure import blaming_the_model
+from worldsim_plugins.metrics.myhill_nerode import (
+    NextToken,
+    all_prefixes,
+    automaton_tree,
+    count_words,
+    first_rejected,
+    language,
+    nerode_classes,
+    sampled_prefixes,
+    step_laws,
+    suffix_tree,
+    total_variation,
+)
+
+ENUMERATED = 1024  # beyond this many prefixes they are sampled: the suffix tree is a hundredfold larger still
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """Valid prefixes of one length: ``tokens [n, length]``, the ``state [n]`` and ``classes [n]`` they
+    end in; ``complete`` when they are all there are."""
+
+    tokens: Tensor
+    state: Tensor
+    classes: Tensor
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says after each prefix: its ``language [n, word]``, the ``laws`` of the next k tokens
+    (a list of ``[n, A^k + 1]``) and the law of the very next token, ``first [n, token]``."""
+
+    language: Tensor
+    laws: list[Tensor]
+    first: Tensor
+
+
+def gather_prefixes(
+    transitions: Tensor, initial: int, horizon: int, length: int, pairs: int, generator: torch.Generator
+) -> Prefixes:
+    """All valid prefixes of ``length`` when there are few, else about ``pairs`` same-class pairs' worth."""
+    classes = nerode_classes(transitions, horizon)
+    complete = float(count_words(transitions, initial, length)[length].sum()) <= ENUMERATED
+    if complete:
+        tokens, state = all_prefixes(transitions, initial, length)
+    else:
+        each = max(2, round((pairs / (int(classes.max()) + 1)) ** 0.5))
+        tokens, state = sampled_prefixes(transitions, initial, length, classes, each, generator)
+    return Prefixes(tokens, state, classes[state], complete)
+
+
+def mixed_length(transitions: Tensor, initial: int, horizon: int, length: int) -> int | None:
+    """The smallest length above ``length`` at which a class can be reached that ``length`` also reaches."""
+    classes = nerode_classes(transitions, horizon)
+    counts = count_words(transitions, initial, length + len(transitions))
+    here = set(classes[counts[length] > 0].tolist())
+    for longer in range(length + 1, len(counts)):
+        if here & set(classes[counts[longer] > 0].tolist()):
+            return longer
+    return None
+
+
+def answers(next_token: NextToken, prefixes: Prefixes, size: int, horizon: int, epsilon: float) -> Answers:
+    """Ask ``next_token`` after every prefix and every word that may follow it."""
+    tree = suffix_tree(next_token, prefixes.tokens, size, horizon)
+    return Answers(language(tree, epsilon), step_laws(tree), tree[0][:, 0])
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Ordered pairs of a prefix of ``first`` and one of ``second``, by class."""
+
+    first: Prefixes
+    second: Prefixes
+    number: int
+    """How many classes there are."""
+
+    def weights(self) -> Tensor:
+        """1 for a pair that counts, 0 for a sampled prefix paired with itself; ``[i, j]``."""
+        weights = torch.ones(len(self.first.tokens), len(self.second.tokens), dtype=torch.float64)
+        if self.first is self.second and not self.first.complete:
+            weights.fill_diagonal_(0)
+        return weights
+
+    def blocks(self, value: Tensor) -> Tensor:
+        """Mean of ``value [i, j]`` over the pairs of each class pair, ``[class, class]``; NaN where none."""
+        weights = self.weights() * torch.isfinite(value)
+        total = self._sum(torch.where(torch.isfinite(value), value, 0.0) * weights)
+        return total / self._sum(weights)
+
+    def _sum(self, value: Tensor) -> Tensor:
+        rows = torch.nn.functional.one_hot(self.first.classes, self.number).double()
+        columns = torch.nn.functional.one_hot(self.second.classes, self.number).double()
+        return rows.T @ value @ columns
+
+
+def boundary_tables(
+    transitions: Tensor, pairing: Pairing, one: Answers, two: Answers, horizon: int
+) -> dict[str, Tensor]:
+    """The published scores, and what they leave unsaid.
+
+    compression_precision  [class]         the model separates two prefixes of one class by no word
+    compression_both       [class]         the same in both directions
+    distinction_precision  [class, class]  share of the model's boundary that is truly separating, 1 if empty
+    distinction_recall     [class, class]  share of the true boundary that the model separates
+    n_empty                [class, class]  share of pairs whose precision is the vacuous 1
+    """
+    size = transitions.shape[1]
+    rejected = first_rejected(two.language, size).float()
+    found = one.language.float() @ rejected.T
+    back = first_rejected(one.language, size).float() @ two.language.float().T
+    right, recalled = _truth_overlap(transitions, pairing, one, two, horizon, rejected)
+    precision = torch.where(found > 0, right / found.clamp(min=1), 1.0)
+    return {
+        "compression_precision": pairing.blocks((found == 0).double()).diagonal(),
+        "compression_both": pairing.blocks(((found == 0) & (back == 0)).double()).diagonal(),
+        "distinction_precision": pairing.blocks(precision.double()),
+        "distinction_recall": pairing.blocks(recalled.double()),
+        "n_empty": pairing.blocks((found == 0).double()),
+    }
+
+
+def _truth_overlap(
+    transitions: Tensor, pairing: Pairing, one: Answers, two: Answers, horizon: int, rejected: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Per pair: size of the model's boundary that truly separates, and recall of the true boundary."""
+    states, classes = _one_state_each(transitions, horizon)
+    valid = language(automaton_tree(transitions, states, horizon))
+    minimal = first_rejected(valid, transitions.shape[1])
+    accepts = one.language.float()
+    denies = (~two.language).float()
+    right = torch.zeros(len(accepts), len(denies))
+    recalled = torch.full_like(right, torch.nan)
+    for i in classes:
+        row = (pairing.first.classes == i).nonzero()[:, 0]
+        for j in classes:
+            column = (pairing.second.classes == j).nonzero()[:, 0]
+            if i == j or not len(row) or not len(column):
+                continue
+            at = (row[:, None], column[None, :])
+            separates = (valid[i] & ~valid[j]).float()
+            right[at] = (accepts[row] * separates) @ rejected[column].T
+            truth = (valid[i] & minimal[j]).float()
+            recalled[at] = (accepts[row] * truth) @ denies[column].T / truth.sum()
+    return right, recalled
+
+
+def _one_state_each(transitions: Tensor, horizon: int) -> tuple[Tensor, list[int]]:
+    classes = nerode_classes(transitions, horizon)
+    names = list(range(int(classes.max()) + 1))
+    return torch.stack([(classes == c).nonzero()[0, 0] for c in names]), names
+
+
+@dataclass(frozen=True)
+class Distances:
+    """How far a model's laws are apart over a pairing: total variation ``[i, j, k]`` of the k-step laws."""
+
+    pairing: Pairing
+    value: Tensor
+
+
+def separation_table(near: Distances, far: Distances) -> Tensor:
+    """P(d_E < d_U) + 1/2 P(d_E = d_U), ``[class, class, class]``: E the pairs of one class in ``near``, U the
+    pairs of two classes in ``far``, d the distance at the longest horizon."""
+    pairing, distance = near.pairing, near.value[..., -1]
+    apart = far.value[..., -1].contiguous()
+    counted = (pairing.weights() > 0) & (pairing.first.classes[:, None] == pairing.second.classes[None, :])
+    table = torch.full((pairing.number,) * 3, torch.nan, dtype=torch.float64)
+    for c in range(pairing.number):
+        within = distance[counted & (pairing.first.classes == c)[:, None]].sort().values
+        if len(within):
+            rank = torch.searchsorted(within, apart) + torch.searchsorted(within, apart, right=True)
+            table[c] = far.pairing.blocks(rank.double() / (2 * len(within)))
+    return table
+
+
+def separation_horizon(distances: Tensor, threshold: float) -> Tensor:
+    """First k = 1 .. K at which ``distances [..., k]`` exceeds ``threshold``; K + 1 where it never does."""
+    over = distances > threshold
+    first = over.double().argmax(-1) + 1
+    return torch.where(over.any(-1), first, distances.shape[-1] + 1)
+
+
+def horizon_error(found: Distances, right: Distances, threshold: float) -> Tensor:
+    """``[class, class]``: mean |log(k_m / k_W)|, k the first length at which the k-step laws differ by more
+    than ``threshold`` (one past the horizon where they never do)."""
+    k_model = separation_horizon(found.value, threshold).double()
+    k_world = separation_horizon(right.value, threshold)
+    return found.pairing.blocks((k_model / k_world).log().abs())
+
+
+def fidelity(prefixes: Prefixes, given: Answers, truth: Answers, number: int) -> Tensor:
+    """``[class]``: mean total variation of the model's law of the longest words from the truth's."""
+    return class_mean(prefixes, (given.laws[-1] - truth.laws[-1]).abs().sum(1) / 2, number)
+
+
+def validity_table(transitions: Tensor, prefixes: Prefixes, given: Answers, number: int) -> Tensor:
+    """``[class]``: share of legal tokens among the most probable ones; 0 where all have probability 0."""
+    best = given.first.amax(1, keepdim=True)
+    chosen = ((given.first == best) & (best > 0)).double()
+    legal = (transitions[prefixes.state] >= 0).double()
+    return class_mean(prefixes, (chosen * legal).sum(1) / chosen.sum(1).clamp(min=1), number)
+
+
+def class_mean(prefixes: Prefixes, value: Tensor, number: int) -> Tensor:
+    """Mean of ``value [n]`` over the prefixes of each class, ``[class]``; NaN where there is none."""
+    member = torch.nn.functional.one_hot(prefixes.classes, number).double()
+    return (value.double() @ member) / member.sum(0)
+
+
+def headline(table: Tensor, multiplicity: Tensor | None = None) -> float:
+    """Mean of a block table over classes drawn uniformly (or ``multiplicity [class]`` times each).
+
+    Pairs of a class with itself are left out of tables of pairs; so are entries that are NaN. NaN when
+    nothing is left.
+    """
+    weights = (
+        torch.ones(table.shape[0], dtype=torch.float64) if multiplicity is None else multiplicity.double()
+    )
+    share = weights
+    if table.ndim >= 2:
+        share = (weights[:, None] * weights).fill_diagonal_(0)
+    if table.ndim == 3:
+        share = weights[:, None, None] * share
+    share = share * torch.isfinite(table)
+    return float((torch.where(torch.isfinite(table), table, 0.0) * share).sum() / share.sum())
+
+
+def cluster_interval(table: Tensor, resamples: int, generator: torch.Generator) -> tuple[float, float]:
+    """95 % bootstrap interval of ``headline``: classes are drawn with replacement, with all their pairs."""
+    number = table.shape[0]
+    present = torch.isfinite(table).reshape(number, -1).any(1).nonzero()[:, 0]
+    drawn = present[torch.randint(len(present), (resamples, len(present)), generator=generator)]
+    values = torch.tensor(
+        [headline(table, torch.bincount(row, minlength=number)) for row in drawn], dtype=torch.float64
+    )
+    values = values[torch.isfinite(values)]
+    if not len(values):
+        return (-inf, inf)
+    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return (low, high)
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """One set of prefixes, with what the model and (where it has a law) the truth say after them."""
+
+    prefixes: Prefixes
+    given: Answers
+    truth: Answers | None
+
+
+def inquire(
+    transitions: Tensor,
+    initial: int,
+    next_token: NextToken,
+    truth: NextToken | None,
+    *,
+    horizon: int,
+    epsilon: float,
+    length: int,
+    pairs: int,
+    generator: torch.Generator,
+) -> Inquiry:
+    """Gather prefixes of ``length`` and ask.
+
+    Raises ValueError when there are too many words to enumerate, ModelFailed when the model fails.
+    """
+    size = transitions.shape[1]
+    prefixes = gather_prefixes(transitions, initial, horizon, length, pairs, generator)
+    if size**horizon > 1e6 or len(prefixes.tokens) * size**horizon > 3e7:
+        raise ValueError(
+            f"{len(prefixes.tokens)} prefixes x {size}^{horizon} words are too many to enumerate "
+            f"(a million words, thirty million in all): reduce horizon or pairs"
+        )
+    right = None if truth is None else answers(truth, prefixes, size, horizon, epsilon)
+    with blaming_the_model():
+        given = answers(next_token, prefixes, size, horizon, epsilon)
+    return Inquiry(prefixes, given, right)
+
+
+def coherence_tables(
+    transitions: Tensor, horizon: int, epsilon: float, same: Inquiry, longer: Inquiry | None
+) -> dict[str, Tensor]:
+    """All block tables by score name.
+
+    Both prefixes of a pair come from ``same``; in those named ``*_mixed`` the second comes from ``longer``,
+    which catches a model that goes by elapsed time. ``coherence_auc_mixed`` sets pairs of one class and
+    different lengths against pairs of different classes and one length.
+
+    coherence_auc        [class, class, class]  P(delta_E < delta_U) + 1/2 P(=), delta = TV of K-step laws
+    fidelity             [class]                see ``fidelity``; absent where the truth has no law
+    horizon_error        [class, class]         see ``horizon_error``; absent where the truth has no law
+    next_token_validity  [class]                see ``validity_table``
+    """
+    number = int(nerode_classes(transitions, horizon).max()) + 1
+    alike = Pairing(same.prefixes, same.prefixes, number)
+    near = Distances(alike, total_variation(same.given.laws, same.given.laws))
+    tables = boundary_tables(transitions, alike, same.given, same.given, horizon)
+    tables["coherence_auc"] = separation_table(near, near)
+    tables["next_token_validity"] = validity_table(transitions, same.prefixes, same.given, number)
+    if same.truth is not None:
+        right = Distances(alike, total_variation(same.truth.laws, same.truth.laws))
+        tables["fidelity"] = fidelity(same.prefixes, same.given, same.truth, number)
+        tables["horizon_error"] = horizon_error(near, right, epsilon)
+    if longer is not None:
+        mixed = Pairing(same.prefixes, longer.prefixes, number)
+        found = boundary_tables(transitions, mixed, same.given, longer.given, horizon)
+        tables |= {f"{name}_mixed": table for name, table in found.items()}
+        far = Distances(mixed, total_variation(same.given.laws, longer.given.laws))
+        tables["coherence_auc_mixed"] = separation_table(far, near)
+    return tables
