@@ -1,0 +1,128 @@
+"""How well a rollout keeps what the true system conserves.
+
+    drift(t) = |I(x^_t) - I(x_0)| / max(|I(x_0)|, S)
+
+x_0 is the true last given state and S the standard deviation of I(x_0) over the scored trajectories: |I(x_0)|
+alone depends on where I was called zero and may vanish on an ordinary trajectory. Vector invariants are
+measured by their norm. An integrator that conserves a nearby invariant (leapfrog) oscillates without
+drifting, so the whole curve is given and not its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from worldsim import NotMeasurable, Score, Trajectory, hookimpl
+from worldsim.protocols import HasObservables, Metric, Model, System
+from worldsim_plugins.metrics.comparison import compare, median, median_interval
+
+
+class Invariants:
+    """drift_<name>, the median over trajectories of the largest drift in time, and drift_<name>_time, the
+    median at each time, for every invariant of the system; the floor is the drift of the truth itself.
+
+    Not measurable where a rollout is not finite, and where the truth itself drifts by its scale (a total
+    momentum of zero, say: only rounding is left) unless ``scale`` declares one. Raises NotMeasurable for a
+    system that conserves nothing, ValueError for a ``scale`` of something that it does not conserve.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        *,
+        scale: Annotated[
+            dict[str, float] | None,
+            Field(description="invariant -> error that counts as 1, in its units, instead of its own size"),
+        ] = None,
+    ) -> None:
+        self.system = system
+        self.scale = dict(scale or {})
+        conserved = getattr(system, "conserved", ())
+        for name, value in self.scale.items():
+            if name not in conserved or not value > 0:
+                raise ValueError(
+                    f"scale of {name!r} is {value}; give a positive number for one of: "
+                    f"{', '.join(conserved) or 'nothing, this system conserves nothing'}"
+                )
+
+    def score(self, truth: Trajectory, prediction: Trajectory, model: Model) -> Mapping[str, Score]:
+        """Truth ``[trajectory, 1, time, *state]`` against prediction ``[trajectory, draw, time, *state]``."""
+        if not isinstance(self.system, HasObservables) or not self.system.conserved:
+            raise NotMeasurable(f"{type(self.system).__name__} conserves nothing as configured")
+        both = compare(truth, prediction)
+        shape = (*both.draws.shape[:3], *truth.state_shape)
+        predicted = self.system.observe(both.draws.reshape(shape))
+        true = self.system.observe(both.truth[:, None].reshape(shape[0], 1, *shape[2:]))
+        first = self.system.observe(truth.states[:, :, :1].double())
+        scores: dict[str, Score] = {}
+        for name in self.system.conserved:
+            scale = self._scale(name, first[name])
+            drift, own = (_drift(value[name], first[name], scale) for value in (predicted, true))
+            drift = torch.where(both.broken[:, None], torch.inf, drift)
+            scores |= _scores(name, drift, own, both.valid, both.reason, both.times)
+        return scores
+
+    def _scale(self, name: str, first: Tensor) -> Tensor:
+        """``[trajectory, 1, 1]``."""
+        if name in self.scale:
+            return torch.full((len(first), 1, 1), self.scale[name], dtype=torch.float64)
+        spread = _norm(first - first.mean(0)).square().mean().sqrt()
+        return torch.maximum(_norm(first), spread)
+
+
+def _norm(value: Tensor) -> Tensor:
+    """``[trajectory, draw, time, ...]`` to ``[trajectory, draw, time]``."""
+    return value.reshape(*value.shape[:3], -1).norm(dim=-1)
+
+
+def _drift(value: Tensor, first: Tensor, scale: Tensor) -> Tensor:
+    """``[trajectory, draw, time]``; inf where a vanishing scale is exceeded."""
+    moved = _norm(value - first)
+    return torch.where(moved == 0, 0.0, moved / scale)
+
+
+def _scores(
+    name: str, drift: Tensor, own: Tensor, valid: Tensor, reason: str, times: Tensor
+) -> dict[str, Score]:
+    seen = valid[:, None]
+    rows = _worst(drift, seen)
+    lost = int((~rows.isfinite()).sum())
+    floor = median(_worst(own, seen))
+    if not reason and lost:
+        reason = f"{lost} of {len(rows)} rollouts have no finite {name}"
+    # A scale within the rounding of the truth measures nothing, whatever the model does.
+    if not floor < 1:
+        reason = f"the truth itself drifts by its own {name}: declare scale.{name}"
+    growth = torch.stack([_median_at(drift[:, :, t], valid[:, t]) for t in range(len(times))])
+    coords = {"time": times.numpy()}
+    over_time = Score(growth.numpy(), dims=("time",), n=len(rows), failed=lost, coords=coords)
+    if reason:
+        nothing = Score(float("nan"), n=len(rows), failed=lost, reason=reason)
+        return {f"drift_{name}": nothing} | ({f"drift_{name}_time": over_time} if floor < 1 else {})
+    value = Score(median(rows), floor=floor, interval=median_interval(rows), n=len(rows))
+    return {f"drift_{name}": value, f"drift_{name}_time": over_time}
+
+
+def _worst(drift: Tensor, seen: Tensor) -> Tensor:
+    """Largest drift in time, median over draws, ``[trajectory]``; trajectories without a frame left out."""
+    worst = torch.where(seen, drift, 0.0).amax(2)[seen[:, 0].any(1)]
+    lost = ~worst.isfinite().all(1)
+    return torch.where(lost, torch.inf, worst.quantile(0.5, dim=1))
+
+
+def _median_at(drift: Tensor, valid: Tensor) -> Tensor:
+    """Median over trajectories and draws at one time; NaN when one of them is not finite."""
+    values = drift[valid].flatten()
+    if not len(values) or not values.isfinite().all():
+        return torch.tensor(torch.nan, dtype=drift.dtype)
+    return values.quantile(0.5)
+
+
+@hookimpl
+def worldsim_metrics() -> Mapping[str, Callable[..., Metric]]:
+    return {"invariants": Invariants}

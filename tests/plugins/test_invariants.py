@@ -1,0 +1,142 @@
+import math
+
+import pytest
+import torch
+from worldsim_plugins.metrics.invariants import Invariants
+from worldsim_plugins.systems.ornstein_uhlenbeck import OrnsteinUhlenbeck
+from worldsim_plugins.systems.pendulum import Pendulum
+
+from worldsim import NotMeasurable
+
+torch.set_num_threads(1)
+SYSTEM, TIMES = Pendulum(), torch.arange(11, dtype=torch.float64) / 2
+
+
+def simulated(n=20, system=SYSTEM):
+    generator = torch.Generator().manual_seed(0)
+    return system.simulate(system.sample(n, generator), TIMES, None, generator)
+
+
+TRUTH = simulated()
+ENERGY = TRUTH.observables["energy"][:, 0, 0]
+
+
+def faster(factor):
+    """The same orbit with momenta grown by ``factor`` ``[time]``, so that energy grows as p^2 does."""
+    states = TRUTH.states.clone()
+    states[..., 1] *= factor
+    return TRUTH.replace(states=states)
+
+
+def test_the_truth_keeps_its_energy_and_is_its_own_floor():
+    score = Invariants(SYSTEM).score(TRUTH, TRUTH, None)["drift_energy"]
+    assert score.value < 1e-12
+    assert score.floor == score.value
+    assert score.n == 20
+
+
+def test_drift_is_the_largest_in_time_and_the_median_over_trajectories():
+    factor = torch.linspace(1, 2, 11, dtype=torch.float64)
+    grown = faster(factor)
+    drift = (SYSTEM.energy(grown.states[:, 0]) - ENERGY[:, None]).abs()
+    drift = drift / torch.maximum(ENERGY, ENERGY.std(correction=0))[:, None]
+    scores = Invariants(SYSTEM).score(TRUTH, grown, None)
+    assert scores["drift_energy"].value == pytest.approx(float(drift[:, 1:].amax(1).quantile(0.5)))
+    over_time = torch.as_tensor(scores["drift_energy_time"].value)
+    torch.testing.assert_close(over_time, drift[:, 1:].quantile(0.5, dim=0))
+    low, high = scores["drift_energy"].interval
+    assert low < scores["drift_energy"].value < high
+
+
+def test_the_scale_may_be_declared():
+    grown = faster(torch.full((11,), 1.5, dtype=torch.float64))
+    half = Invariants(SYSTEM, scale={"energy": 2.0}).score(TRUTH, grown, None)["drift_energy"].value
+    full = Invariants(SYSTEM, scale={"energy": 1.0}).score(TRUTH, grown, None)["drift_energy"].value
+    assert full == pytest.approx(2 * half)
+    with pytest.raises(ValueError, match="momentum"):
+        Invariants(SYSTEM, scale={"momentum": 1.0})
+    with pytest.raises(ValueError, match="positive"):
+        Invariants(SYSTEM, scale={"energy": 0.0})
+
+
+def test_a_wrong_first_frame_does_not_hide():
+    grown = faster(torch.full((11,), 1.5, dtype=torch.float64))
+    assert Invariants(SYSTEM).score(TRUTH, grown, None)["drift_energy"].value > 0.1
+
+
+class Momentum:
+    """A free particle in a frame where the total momentum is ``total``."""
+
+    conserved = ("momentum",)
+
+    def observe(self, states):
+        return {"momentum": states.sum(-2)}
+
+
+def test_vectors_are_measured_by_their_norm():
+    states = torch.zeros(3, 1, 11, 2, 2, dtype=torch.float64)
+    states[..., 0, :] = torch.tensor([3.0, 4.0])
+    truth = TRUTH.rows(slice(0, 3)).replace(states=states + torch.arange(11)[:, None, None] * 0)
+    turned = states.clone()
+    turned[:, :, 1:, 0] = torch.tensor([4.0, 3.0], dtype=torch.float64)
+    scores = Invariants(Momentum()).score(truth, truth.replace(states=turned), None)
+    assert scores["drift_momentum"].value == pytest.approx(2**0.5 / 5)
+
+
+def test_an_invariant_that_is_only_rounding_needs_a_declared_scale():
+    noise = torch.randn(6, 1, 11, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    truth = TRUTH.rows(slice(0, 6)).replace(states=1e-16 * noise)
+    moved = truth.replace(states=truth.states + 0.5)
+    lost = Invariants(Momentum()).score(truth, moved, None)
+    assert set(lost) == {"drift_momentum"}
+    assert math.isnan(lost["drift_momentum"].value)
+    assert "declare scale.momentum" in lost["drift_momentum"].reason
+    declared = Invariants(Momentum(), scale={"momentum": 1.0}).score(truth, moved, None)["drift_momentum"]
+    assert declared.value == pytest.approx(2**0.5)
+
+
+def test_a_vanishing_scale_is_never_a_number():
+    truth = TRUTH.rows(slice(0, 6)).replace(states=torch.zeros(6, 1, 11, 2, 2, dtype=torch.float64))
+    score = Invariants(Momentum()).score(truth, truth.replace(states=truth.states + 1), None)
+    assert math.isnan(score["drift_momentum"].value)
+    assert score["drift_momentum"].failed == 6
+
+
+def test_a_rollout_that_explodes_makes_the_drift_not_measurable():
+    states = TRUTH.states.clone()
+    states[2, :, 5:] = math.nan
+    scores = Invariants(SYSTEM).score(TRUTH, TRUTH.replace(states=states), None)
+    assert math.isnan(scores["drift_energy"].value)
+    assert scores["drift_energy"].failed == 1
+    assert "1 of 20 rollouts" in scores["drift_energy"].reason
+    assert max(scores["drift_energy_time"].value[:4]) < 1e-12
+    assert all(math.isnan(value) for value in scores["drift_energy_time"].value[4:])
+
+
+def test_an_observable_that_is_not_finite_counts_as_failed():
+    class Singular(Momentum):
+        def observe(self, states):
+            return {"momentum": 1 / states.sum(-2)}
+
+    truth = TRUTH.rows(slice(0, 6)).replace(states=torch.ones(6, 1, 11, 2, 2, dtype=torch.float64))
+    fallen = truth.states.clone()
+    fallen[0, :, 3] = 0
+    score = Invariants(Singular()).score(truth, truth.replace(states=fallen), None)["drift_momentum"]
+    assert math.isnan(score.value)
+    assert score.failed == 1
+
+
+def test_ragged_ends_are_masked():
+    length = torch.full((20, 1), 11)
+    length[:10] = 4
+    states = TRUTH.states.clone()
+    states[:10, :, 4:] = math.nan
+    score = Invariants(SYSTEM).score(TRUTH.replace(states=states, length=length), TRUTH, None)
+    assert score["drift_energy"].value < 1e-12
+    assert score["drift_energy"].failed == 0
+
+
+@pytest.mark.parametrize("system", [OrnsteinUhlenbeck(), Pendulum(damping=0.1), object()])
+def test_a_system_that_conserves_nothing_says_so(system):
+    with pytest.raises(NotMeasurable, match="conserves nothing"):
+        Invariants(system).score(TRUTH, TRUTH, None)
