@@ -12,17 +12,17 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
 if TYPE_CHECKING:
+    from worldsim.batch import run as run
     from worldsim.errors import NotMeasurable as NotMeasurable
     from worldsim.errors import WorldsimError as WorldsimError
     from worldsim.hookspecs import hookimpl as hookimpl
     from worldsim.protocols import Score as Score
     from worldsim.protocols import Trajectory as Trajectory
+    from worldsim.reading import load as load
     from worldsim.results import load_model as load_model
     from worldsim.results import open_results as open_results
-    from worldsim.batch import run as run
     from worldsim.scenario import Case as Case
     from worldsim.scenario import Scenario as Scenario
-    from worldsim.reading import load as load
 
 # Public name -> module. Resolved on first use, so that `import worldsim` and `worldsim --help` import
 # neither torch, xarray, scipy nor pydantic.

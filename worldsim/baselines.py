@@ -43,10 +43,13 @@ class Baseline:
     def _next_token(self, tokens: Tensor) -> Tensor:
         return self.law(tokens, len(self.system.alphabet))  # type: ignore[attr-defined]
 
+    def _rolled_law(self, tokens: Tensor) -> Tensor:
+        return self._next_token(tokens)
+
     def _sampled(self, context: Trajectory, times: Tensor, draws: int, rng: torch.Generator) -> Trajectory:
         tokens = context.states[:, 0].repeat_interleave(draws, 0)
         for _ in range(len(times) - 1):
-            law = self._next_token(tokens)
+            law = self._rolled_law(tokens)
             tokens = torch.cat([tokens, torch.multinomial(law, 1, generator=rng)], 1)
         states = tokens[:, -len(times) :].reshape(len(context), draws, len(times))
         return _future(context, times, states)
@@ -55,7 +58,9 @@ class Baseline:
 class Persistence(Baseline):
     """Nothing changes: the last given state for ever."""
 
-    def rollout(self, context: Trajectory, times: Tensor, actions: Any, draws: int, generator: Any) -> Trajectory:
+    def rollout(
+        self, context: Trajectory, times: Tensor, actions: Any, draws: int, generator: Any
+    ) -> Trajectory:
         last = context.states[:, :1, -1:]
         return _future(context, times, last.expand(-1, draws, len(times), *last.shape[3:]))
 
@@ -68,9 +73,15 @@ class Persistence(Baseline):
 class Constant(Baseline):
     """One state for ever, whatever came before: the mean of the training states (token 0 over tokens)."""
 
-    def rollout(self, context: Trajectory, times: Tensor, actions: Any, draws: int, generator: Any) -> Trajectory:
+    def rollout(
+        self, context: Trajectory, times: Tensor, actions: Any, draws: int, generator: Any
+    ) -> Trajectory:
         states = self.past.states
-        mean = states.double().nanmean((0, 1, 2)) if states.is_floating_point() else torch.zeros((), dtype=states.dtype)
+        mean = (
+            states.double().nanmean((0, 1, 2))
+            if states.is_floating_point()
+            else torch.zeros((), dtype=states.dtype)
+        )
         return _future(context, times, mean.expand(len(context), draws, len(times), *mean.shape))
 
     def law(self, tokens: Tensor, size: int) -> Tensor:
@@ -78,7 +89,7 @@ class Constant(Baseline):
 
 
 class Climatology(Baseline):
-    """A training trajectory's states drawn at random, blind to the context (token frequencies over tokens)."""
+    """Training states drawn at random, blind to the context (the tokens' frequencies over tokens)."""
 
     def rollout(
         self, context: Trajectory, times: Tensor, actions: Any, draws: int, generator: torch.Generator
@@ -116,7 +127,12 @@ class Truth(Baseline):
     known: Trajectory | None = None
 
     def rollout(
-        self, context: Trajectory, times: Tensor, actions: Tensor | None, draws: int, generator: torch.Generator
+        self,
+        context: Trajectory,
+        times: Tensor,
+        actions: Tensor | None,
+        draws: int,
+        generator: torch.Generator,
     ) -> Trajectory:
         if isinstance(self.system, HasAutomaton):
             return self._sampled(context, times, draws, generator)
@@ -135,19 +151,37 @@ class Truth(Baseline):
         return _future(context, times, states.expand(-1, draws, *states.shape[2:]))
 
     def law(self, tokens: Tensor, size: int) -> Tensor:
+        return self.law_at(self.state_after(tokens))
+
+    def state_after(self, tokens: Tensor) -> Tensor:
+        """The automaton's state ``[n]`` after the prefixes, -1 after an illegal one."""
         table = self.system.transitions()  # type: ignore[attr-defined]
         state = torch.full((len(tokens),), int(self.system.initial))  # type: ignore[attr-defined]
         for token in tokens.T:
             state = torch.where(state < 0, state, table[state.clamp(min=0), token])
+        return state
+
+    def law_at(self, state: Tensor) -> Tensor:
+        """Every legal token equally likely; nothing after an illegal prefix."""
+        table = self.system.transitions()  # type: ignore[attr-defined]
         legal = (table[state.clamp(min=0)] >= 0) & (state >= 0)[:, None]
-        return legal.double() / legal.sum(1, keepdim=True).clamp(min=1)
+        law: Tensor = legal.double() / legal.sum(1, keepdim=True).clamp(min=1)
+        return law
 
 
 class Shuffled(Truth):
-    """The truth of another trajectory: right in law, wrong in every case (row i gets row i + 1's future)."""
+    """The truth of another trajectory: right in law, wrong in every case (row i gets row i + 1's future).
+
+    Its law over tokens is the true one of the automaton's next state in number.
+    """
 
     def rollout(
-        self, context: Trajectory, times: Tensor, actions: Tensor | None, draws: int, generator: torch.Generator
+        self,
+        context: Trajectory,
+        times: Tensor,
+        actions: Tensor | None,
+        draws: int,
+        generator: torch.Generator,
     ) -> Trajectory:
         if len(context) < 2:
             raise NotMeasurable("there is no other trajectory to take the future of")
@@ -156,13 +190,20 @@ class Shuffled(Truth):
         return _future(context, times, right.states[order])
 
     def law(self, tokens: Tensor, size: int) -> Tensor:
-        return super().law(tokens[torch.arange(1, len(tokens) + 1) % len(tokens)], size)
+        state = self.state_after(tokens)
+        count = len(self.system.transitions())  # type: ignore[attr-defined]
+        return self.law_at(torch.where(state < 0, state, (state + 1) % count))
+
+    def _rolled_law(self, tokens: Tensor) -> Tensor:
+        return Truth.law(self, tokens, 0)
 
 
 class Memoriser(Baseline):
     """The continuation of the nearest training state: fits the past, understands nothing."""
 
-    def rollout(self, context: Trajectory, times: Tensor, actions: Any, draws: int, generator: Any) -> Trajectory:
+    def rollout(
+        self, context: Trajectory, times: Tensor, actions: Any, draws: int, generator: Any
+    ) -> Trajectory:
         past = self.past.states[:, 0]
         frames = max(past.shape[1] - len(times) + 1, 1)
         starts = past[:, :frames].reshape(len(past) * frames, -1)
@@ -186,11 +227,16 @@ BASELINES = {
 }
 
 
-def unavailable(name: str, system: System) -> str:
-    """Why a baseline cannot stand beside this system's models, or ""."""
+def unavailable(name: str, system: System, trajectories: int) -> str:
+    """Why a baseline cannot stand beside this system's models, or "".
+
+    ``trajectories`` is the size of the smallest split that is scored.
+    """
     tokens = isinstance(system, HasAutomaton)
     if name == "uniform" and not tokens:
         return "it is a law over tokens, and this system has none"
     if name == "memoriser" and tokens:
         return "it compares states, and this system has tokens"
+    if name == "shuffled" and trajectories < 2:
+        return "it needs two trajectories in every split that is scored"
     return ""

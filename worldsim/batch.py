@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worldsim.errors import ScenarioError, WorldsimError, did_you_mean
+from worldsim.errors import Problem, ScenarioError, WorldsimError, did_you_mean
 from worldsim.executors import InProcess, Local, Task
 from worldsim.results import Results, write_plan
 
@@ -43,7 +43,8 @@ def read_scenarios(targets: Iterable[str | Path], plugins: Sequence[str | Path] 
     from worldsim.reading import load
 
     known = registry(tuple(map(Path, plugins)))
-    scenarios, problems = [], []
+    scenarios: list[Scenario] = []
+    problems: list[Problem] = []
     for path in [path for target in targets for path in scenario_files(target, known)]:
         try:
             scenarios.append(load(path, plugins=plugins))
@@ -59,7 +60,9 @@ def _refuse_twins(scenarios: Sequence[Scenario]) -> None:
     seen: dict[str, Path] = {}
     for scenario in scenarios:
         if scenario.name in seen:
-            raise WorldsimError(f"{seen[scenario.name]} and {scenario.file} have one name; rename one of them")
+            raise WorldsimError(
+                f"{seen[scenario.name]} and {scenario.file} have one name; rename one of them"
+            )
         seen[scenario.name] = scenario.file
 
 
@@ -121,7 +124,15 @@ def task_of(case: Case, root: Path, plugins: Sequence[str | Path]) -> Task:
     document = dict(case.scenario.document)
     files = tuple(str(Path(file).resolve()) for file in plugins)
     return Task(
-        document, case.scenario.name, case.model, case.seed, case.device, case.dtype, str(root), files, case.key
+        document,
+        case.scenario.name,
+        case.model,
+        case.seed,
+        case.device,
+        case.dtype,
+        str(root),
+        files,
+        case.key,
     )
 
 

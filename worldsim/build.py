@@ -30,10 +30,14 @@ def build_model(case: Case, system: System, truth: dict[str, Trajectory]) -> Any
         return BASELINES[case.model](system, truth["train"])
     plugins, spec = case.scenario.registry, case.spec
     kind = getattr(plugins.builder("model", spec.component.name), "scaling", "component")
-    uses = [Use(u.component.name, u.component.build(plugins, system=system), u.mechanisms, u.weight) for u in spec.uses]
+    uses = [
+        Use(u.component.name, u.component.build(plugins, system=system), u.mechanisms, u.weight)
+        for u in spec.uses
+    ]
 
     def build(example: Trajectory) -> Model:
-        return spec.component.build(plugins, system=system, truth=example)
+        built: Model = spec.component.build(plugins, system=system, truth=example)
+        return built
 
     device = checked_device(case.device)
     with forked(derive(case.scenario.master_seed, "build", case.seed), device):
@@ -63,11 +67,14 @@ def fit_model(case: Case, model: Any, truth: dict[str, Trajectory], store: Store
         case.scenario.registry.notify("worldsim_fit_progress", case=case, step=step, losses=losses)
 
     report = fit(
-        model, splits["train"], splits.get("validation"), case.spec.fit, derive(case.scenario.master_seed, case.seed),
+        model, splits["train"], splits.get("validation"), case.spec.fit,
+        derive(case.scenario.master_seed, case.seed),
         saved=saved[0] if saved else None, progress=progress,
         save=lambda tensors: store.keep_fit(case.fit_key, tensors, {"finished": "no"}),
     )  # fmt: skip
-    store.keep_fit(case.fit_key, model.state_dict(), {"finished": "yes", **{k: repr(v) for k, v in report.items()}})
+    store.keep_fit(
+        case.fit_key, model.state_dict(), {"finished": "yes", **{k: repr(v) for k, v in report.items()}}
+    )
 
 
 def roll_out(case: Case, model: Any, truth: Trajectory, system: System) -> xr.Dataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -77,13 +77,15 @@ class Local:
             return
         context = multiprocessing.get_context("spawn")
         with ProcessPool(max_workers=min(self.workers, len(tasks)), context=context) as pool:
-            futures = {pool.schedule(compute, args=[task], timeout=self.timeout): task for task in tasks}
+            futures: dict[Future[Receipt], Task] = {
+                pool.schedule(compute, args=[task], timeout=self.timeout): task for task in tasks
+            }
             try:
                 for future in as_completed(futures):
                     error = future.exception()
                     yield future.result() if error is None else self._failed(futures[future], error)
             except BaseException:
-                pool.stop()
+                pool.stop()  # type: ignore[no-untyped-call]
                 raise
 
     def _failed(self, task: Task, error: BaseException) -> Receipt:

@@ -71,7 +71,10 @@ def fit(
             losses = _check(average or model, validation, settings, seed, state)
             if progress:
                 progress(state.step, losses)
-            if settings.patience and state.step - state.best_step >= settings.patience * settings.validate_every:
+            if (
+                settings.patience
+                and state.step - state.best_step >= settings.patience * settings.validate_every
+            ):
                 break
         if save and state.step % settings.checkpoint_every == 0 and state.step < settings.steps:
             save(_dump(model, optimiser, average, state))
@@ -93,7 +96,9 @@ def _step(
         group["lr"] = settings.learning_rate_at(state.step)
     loss = model.loss(windows(train, settings.batch, settings.window, generator(seed, "batch", state.step)))
     if not bool(torch.isfinite(loss)):
-        raise FitDiverged(f"the loss is {float(loss)} at step {state.step}; lower fit.learning_rate or fit.clip")
+        raise FitDiverged(
+            f"the loss is {float(loss)} at step {state.step}; lower fit.learning_rate or fit.clip"
+        )
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     if settings.clip:
@@ -138,7 +143,7 @@ def _check(
     losses = {"train": state.train_loss}
     if validation is None:
         return losses
-    network = model.module if isinstance(model, AveragedModel) else model
+    network: Any = model.module if isinstance(model, AveragedModel) else model
     draw = windows(validation, settings.batch, settings.window, generator(seed, "validation"))
     with forked(derive(seed, "validation")), torch.no_grad():
         losses["validation"] = float(network.loss(draw))
@@ -150,7 +155,9 @@ def _check(
 
 
 def _average(model: nn.Module, decay: float) -> AveragedModel | None:
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+    if not decay:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
 
 
 def _choose(model: nn.Module, average: AveragedModel | None, state: FitState, settings: FitSettings) -> None:

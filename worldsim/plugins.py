@@ -228,7 +228,9 @@ def _source_hash(provider: Provider, module: ModuleType) -> str:
         return ""
     if provider.distribution == "file":
         return _digest((Path(file),))
-    return _folder_digest(Path(getattr(sys.modules[module.__name__.partition(".")[0]], "__file__", file)).parent)
+    return _folder_digest(
+        Path(getattr(sys.modules[module.__name__.partition(".")[0]], "__file__", file)).parent
+    )
 
 
 @cache

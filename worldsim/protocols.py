@@ -79,16 +79,14 @@ class Trajectory:
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Trajectory:
         """Float tensors cast to ``dtype``, everything moved to ``device``; times stay float64."""
 
-        def move(value: Tensor | None) -> Tensor | None:
-            if value is None:
-                return None
+        def move(value: Tensor) -> Tensor:
             return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
 
         return replace(
             self,
             states=move(self.states),
             times=self.times.to(device=device),
-            actions=move(self.actions),
+            actions=None if self.actions is None else move(self.actions),
             observables={name: move(value) for name, value in self.observables.items()},
             length=None if self.length is None else self.length.to(device=device),
         )
@@ -276,7 +274,7 @@ class HasNextToken(Protocol):
     """A model over tokens that gives the law of the next one."""
 
     def next_token(self, tokens: Tensor) -> Tensor:
-        """Probabilities ``[n, token]`` (float64) after the prefixes ``tokens`` ``[n, length]`` (length >= 0)."""
+        """Float64 probabilities ``[n, token]`` after the prefixes ``tokens`` ``[n, length]``, length >= 0."""
 
 
 @dataclass(frozen=True)

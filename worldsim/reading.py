@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from worldsim.params import Component, ParamErrors, component, explain
 from worldsim.plugins import Registry, registry
 from worldsim.scenario import ConstraintUse, DataSettings, FitSettings, MetricSpec, ModelSpec, Scenario
 from worldsim.strict_yaml import Document, read
+from worldsim.yaml_nodes import Node
 
 MECHANISMS = ("penalty", "guidance", "projection")
 BASELINE_NAMES = ("truth", "persistence", "climatology", "constant", "shuffled", "uniform", "memoriser")
@@ -32,11 +34,12 @@ def load(path: str | Path, *, plugins: Sequence[str | Path] = ()) -> Scenario:
 def from_document(document: Mapping[str, Any], name: str, plugins: Registry) -> Scenario:
     """The scenario of plain data (in a worker, or built in Python). Raises ScenarioError."""
     place = Path(f"{name}.yaml")
-    return Reader(Document.plain(document, place), plugins).scenario()
+    return Reader(Document(place, dict(document), Node((1, 1), "mapping")), plugins).scenario()
 
 
 TOP = (
-    "about", "system", "data", "models", "metrics", "constraints", "baselines", "fit", "draws", "seeds", "master_seed",
+    "about", "system", "data", "models", "metrics", "constraints", "baselines", "fit", "draws", "seeds",
+    "master_seed",
 )  # fmt: skip
 REQUIRED = ("about", "system", "data", "models", "metrics", "seeds")
 
@@ -51,14 +54,14 @@ class Reader:
         self.problems: list[Problem] = []
 
     def problem(self, loc: Location, message: str, hint: str = "") -> None:
-        line, column = self.document.place(loc)
-        key = ".".join(map(str, loc)) or "(file)"
-        self.problems.append(Problem(self.document.path, line, column, key, message, hint))
+        self.problems.append(self.document.problem(loc, message, hint))
 
     def scenario(self) -> Scenario:
         name = self.document.path.stem
         if not IDENTIFIER.fullmatch(name):
-            self.problem((), f"the file's name {name!r} cannot name a scenario", "use letters, digits, . _ and -")
+            self.problem(
+                (), f"the file's name {name!r} cannot name a scenario", "use letters, digits, . _ and -"
+            )
         for key in self.data:
             if key not in TOP:
                 self.problem((key,), "unknown key", did_you_mean(str(key), TOP))
@@ -79,16 +82,17 @@ class Reader:
         master = self.integer("master_seed", 0, 0, 2**63 - 1)
         seeds = self.seeds()
         self.stop_if_wrong()
-        assert system is not None and data is not None
+        assert system is not None
+        assert data is not None
         scenario = Scenario(
             name, about, system, data, models, tuple(metrics), tuple(constraints), tuple(baselines),
             draws, tuple(seeds), self.data, self.plugins, self.document.path, master,
         )  # fmt: skip
         self.check_splits(scenario)
         self.stop_if_wrong()
-        self.check_capabilities(scenario)
+        system = self.check_capabilities(scenario)
         self.stop_if_wrong()
-        return scenario
+        return self.with_available_baselines(scenario, system)
 
     def stop_if_wrong(self) -> None:
         if self.problems:
@@ -97,7 +101,9 @@ class Reader:
     def text(self, key: str) -> str:
         value = self.data.get(key, "")
         if key in self.data and not (isinstance(value, str) and value.strip()):
-            self.problem((key,), f"expected a sentence, found {value!r}", "say which question the scenario answers")
+            self.problem(
+                (key,), f"expected a sentence, found {value!r}", "say which question the scenario answers"
+            )
         return str(value)
 
     def integer(self, key: str, default: int, low: int, high: int) -> int:
@@ -110,7 +116,9 @@ class Reader:
     def seeds(self) -> list[int]:
         value = self.data.get("seeds", [])
         if not isinstance(value, list) or ("seeds" in self.data and not value):
-            self.problem(("seeds",), f"expected a list of integers, found {value!r}", "for example seeds: [0, 1, 2]")
+            self.problem(
+                ("seeds",), f"expected a list of integers, found {value!r}", "for example seeds: [0, 1, 2]"
+            )
             return []
         for index, seed in enumerate(value):
             if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
@@ -137,7 +145,7 @@ class Reader:
 
     def component(self, noun: str, loc: Location, value: Any = None) -> Component | None:
         if value is None:
-            value = self.data[loc[0]]
+            value = self.data[str(loc[0])]
         try:
             return component(noun, value, self.plugins)
         except ParamErrors as errors:
@@ -156,7 +164,9 @@ class Reader:
     def metrics(self, data: DataSettings | None) -> list[MetricSpec]:
         value = self.data.get("metrics", [])
         if not isinstance(value, list) or ("metrics" in self.data and not value):
-            self.problem(("metrics",), f"expected a list of metrics, found {value!r}", "for example metrics: [rollout]")
+            self.problem(
+                ("metrics",), f"expected a list of metrics, found {value!r}", "for example metrics: [rollout]"
+            )
             return []
         specs = []
         for index, item in enumerate(value):
@@ -166,7 +176,9 @@ class Reader:
                 item = {key: part for key, part in item.items() if key != "splits"}
                 known = [] if data is None else [n for n in data.splits if n not in ("train", "validation")]
                 for wrong in [s for s in splits if s not in known] if isinstance(splits, list) else [splits]:
-                    self.problem(("metrics", index, "splits"), f"no scored split {wrong!r}", f"allowed: {known}")
+                    self.problem(
+                        ("metrics", index, "splits"), f"no scored split {wrong!r}", f"allowed: {known}"
+                    )
             part = self.component("metric", ("metrics", index), item)
             if part is not None:
                 specs.append(MetricSpec(part, tuple(splits)))
@@ -183,18 +195,23 @@ class Reader:
     def model(self, label: str, item: Any, fit: FitSettings) -> ModelSpec | None:
         loc: Location = ("models", label)
         if not IDENTIFIER.fullmatch(label) or label in BASELINE_NAMES:
-            self.problem(loc, f"{label!r} cannot label a model", "use letters, digits, . _ and -; not a baseline's name")
+            self.problem(
+                loc,
+                f"{label!r} cannot label a model",
+                "use letters, digits, . _ and -; not a baseline's name",
+            )
         if isinstance(item, str):
             item = {"name": item}
         if not isinstance(item, Mapping):
-            self.problem(loc, f"expected a model, found {item!r}", "for example {name: neural_ode, width: 64}")
+            self.problem(
+                loc, f"expected a model, found {item!r}", "for example {name: neural_ode, width: 64}"
+            )
             return None
         rest = {key: value for key, value in item.items() if key not in ("constraints", "fit")}
         part = self.component("model", loc, rest)
         own = fit
         if "fit" in item:
-            given = fit.model_dump() | (item["fit"] if isinstance(item["fit"], Mapping) else {})
-            own = self.section(FitSettings, (*loc, "fit"), given) or fit
+            own = self.section(FitSettings, (*loc, "fit"), fit.model_dump()) or fit
         uses = self.uses((*loc, "constraints"), item.get("constraints", []))
         return None if part is None else ModelSpec(part, uses, own)
 
@@ -212,9 +229,13 @@ class Reader:
             return None
         rest = {key: value for key, value in item.items() if key not in ("mechanisms", "weight")}
         mechanisms = item.get("mechanisms", ["projection"])
-        wrong = [m for m in mechanisms if m not in MECHANISMS] if isinstance(mechanisms, list) else [mechanisms]
+        wrong = (
+            [m for m in mechanisms if m not in MECHANISMS] if isinstance(mechanisms, list) else [mechanisms]
+        )
         for word in wrong:
-            self.problem((*loc, "mechanisms"), f"unknown mechanism {word!r}", did_you_mean(str(word), MECHANISMS))
+            self.problem(
+                (*loc, "mechanisms"), f"unknown mechanism {word!r}", did_you_mean(str(word), MECHANISMS)
+            )
         weight = item.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
             self.problem((*loc, "weight"), f"expected a number >= 0, found {weight!r}")
@@ -227,7 +248,9 @@ class Reader:
     def baselines(self) -> list[str]:
         value = self.data.get("baselines", STANDARD_BASELINES)
         if not isinstance(value, list):
-            self.problem(("baselines",), f"expected a list, found {value!r}", f"allowed: {', '.join(BASELINE_NAMES)}")
+            self.problem(
+                ("baselines",), f"expected a list, found {value!r}", f"allowed: {', '.join(BASELINE_NAMES)}"
+            )
             return []
         for index, name in enumerate(value):
             if name not in BASELINE_NAMES:
@@ -240,7 +263,9 @@ class Reader:
     def check_data(self, data: DataSettings) -> None:
         for name in ("train", "test"):
             if name not in data.splits:
-                self.problem(("data", "splits"), f"the split {name!r} is missing", "train and test are required")
+                self.problem(
+                    ("data", "splits"), f"the split {name!r} is missing", "train and test are required"
+                )
         for name, split in data.splits.items():
             loc = ("data", "splits", name)
             frames = split.horizon / data.step
@@ -250,7 +275,9 @@ class Reader:
                 self.problem((*loc, "horizon"), f"a horizon of {split.horizon} leaves no frame to forecast",
                              f"use more than context * step = {data.context * data.step}")  # fmt: skip
             elif abs(frames - round(frames)) > 1e-6 * max(frames, 1):
-                self.problem((*loc, "horizon"), f"{split.horizon} is not a multiple of data.step = {data.step}")
+                self.problem(
+                    (*loc, "horizon"), f"{split.horizon} is not a multiple of data.step = {data.step}"
+                )
             elif frames > MAX_FRAMES:
                 self.problem((*loc, "horizon"), f"{frames:.0f} frames; at most {MAX_FRAMES} are allowed")
 
@@ -265,16 +292,27 @@ class Reader:
                 continue
             self.component("system", ("data", "splits", name, "system"), {**base, **split.system})
 
-    def check_capabilities(self, scenario: Scenario) -> None:
+    def with_available_baselines(self, scenario: Scenario, system: Any) -> Scenario:
+        """Baselines that this system cannot have: an error where they were asked for, left out otherwise."""
+        from worldsim.baselines import unavailable
+
+        smallest = min(scenario.data.splits[name].trajectories for name in scenario.scored_splits)
+        reasons = {name: unavailable(name, system, smallest) for name in scenario.baselines}
+        for index, (name, reason) in enumerate(reasons.items()):
+            if reason and "baselines" in self.data:
+                self.problem(("baselines", index), f"{name!r} cannot be used: {reason}")
+        self.stop_if_wrong()
+        return replace(scenario, baselines=tuple(name for name, reason in reasons.items() if not reason))
+
+    def check_capabilities(self, scenario: Scenario) -> Any:
         """What components say they need of the system (``needs``), before anything is computed."""
         from worldsim import protocols
-        from worldsim.baselines import unavailable
 
         try:
             system = scenario.system.build(self.plugins)
         except (ValueError, TypeError, ImportError) as error:
             self.problem(("system",), str(error))
-            return
+            return None
         parts: list[tuple[Location, Component]] = [
             *((("constraints", i), part) for i, part in enumerate(scenario.constraints)),
             *((("metrics", i), spec.component) for i, spec in enumerate(scenario.metrics)),
@@ -285,9 +323,6 @@ class Reader:
         for loc, part in parts:
             for need in getattr(self.plugins.builder(part.noun, part.name), "needs", ()):
                 if not isinstance(system, getattr(protocols, need)):
-                    self.problem(loc, f"{part.name!r} needs a system with {need}; {scenario.system.name!r} is none",
-                                 (getattr(protocols, need).__doc__ or "").split("\n")[0])  # fmt: skip
-        for index, name in enumerate(scenario.baselines):
-            reason = unavailable(name, system)
-            if reason and "baselines" in self.data:
-                self.problem(("baselines", index), f"{name!r} cannot be used: {reason}")
+                    message = f"{part.name!r} needs a system with {need}; {scenario.system.name!r} is none"
+                    self.problem(loc, message, (getattr(protocols, need).__doc__ or "").split("\n")[0])
+        return system

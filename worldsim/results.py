@@ -70,7 +70,9 @@ class Results:
         """The cases of the plan, in its order."""
         path = self.root / PLAN
         if not path.is_file():
-            raise ResultError(f"{self.root} holds no results ({PLAN} is missing); run a scenario with --out there")
+            raise ResultError(
+                f"{self.root} holds no results ({PLAN} is missing); run a scenario with --out there"
+            )
         lines = path.read_text(encoding="utf-8").splitlines()
         return [Entry(**json.loads(line)) for line in lines if line.strip()]
 
@@ -90,7 +92,7 @@ class Results:
         return dict(self.lock["scenarios"][scenario])
 
     def status(self, entry: Entry) -> str:
-        """"done", "unscored" (rollouts kept, scores missing), "failed" or "missing"."""
+        """ "done", "unscored" (rollouts kept, scores missing), "failed" or "missing"."""
         if self.store.has_run(entry.key):
             scored = all(self.store.score_path(entry.key, key).is_file() for key in entry.metrics.values())
             return "done" if scored else "unscored"
@@ -112,12 +114,21 @@ class Results:
                 for split, document in kept.items():
                     for name, score in from_document(document).items():
                         yield Row(
-                            entry.scenario, entry.model, entry.seed, entry.baseline, split, metric, name, score
+                            entry.scenario,
+                            entry.model,
+                            entry.seed,
+                            entry.baseline,
+                            split,
+                            metric,
+                            name,
+                            score,
                         )
 
     def find(self, scenario: str, model: str, seed: int | None = None) -> Entry:
         """The case of a model at a seed (its first one when None). Raises ResultError."""
-        found = [e for e in self.entries if e.scenario == scenario and e.model == model and seed in (None, e.seed)]
+        found = [
+            e for e in self.entries if e.scenario == scenario and e.model == model and seed in (None, e.seed)
+        ]
         if not found:
             known = sorted({f"{e.scenario}/{e.model}/{e.seed}" for e in self.entries})
             raise ResultError(f"there is no {scenario}/{model}/{seed}; kept are {', '.join(known)}")
@@ -128,7 +139,7 @@ class Results:
         return self.store.open_run(self.find(scenario, model, seed).key)
 
     def tree(self) -> xr.DataTree:
-        """``/scores`` over (scenario, model, seed, score), and ``/<scenario>/<split>`` over (model, seed, ...)."""
+        """``/scores`` over (scenario, model, seed, score) and ``/<scenario>/<split>`` groups."""
         from worldsim.xarray_backend import results_tree
 
         return results_tree(self)
@@ -214,5 +225,7 @@ def load_model(
     entry = results.find(scenario, model, seed)
     document = results.document(scenario)
     read = from_document(document, scenario, registry(tuple(map(Path, plugins))))
-    fitted: Wrapped = load_fitted(Case(read, entry.model, entry.seed, entry.device, entry.dtype), results.store)
+    fitted: Wrapped = load_fitted(
+        Case(read, entry.model, entry.seed, entry.device, entry.dtype), results.store
+    )
     return fitted

@@ -56,7 +56,10 @@ def _run(case: Case, store: Store) -> str:
     model = build_model(case, systems["train"], truth)
     fit_model(case, model, truth, store)
     if not store.has_run(case.key):
-        groups = {split: roll_out(case, model, truth[split], systems[split]) for split in case.scenario.scored_splits}
+        groups = {
+            split: roll_out(case, model, truth[split], systems[split])
+            for split in case.scenario.scored_splits
+        }
         tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs={"worldsim_key": case.key}), **groups})
         store.keep_run(case.key, tree, provenance(case))
     kept = store.open_run(case.key)

@@ -49,8 +49,10 @@ class DataSettings(Section):
     """What the truth is sampled at."""
 
     step: Number = Field(gt=0, description="time between frames, in the system's unit of time")
-    context: int = Field(1, ge=1, description="frames given to a model before it forecasts")
-    block: int = Field(32, ge=1, le=4096, description="trajectories computed together; part of a case's key")
+    context: int = Field(default=1, ge=1, description="frames given to a model before it forecasts")
+    block: int = Field(
+        default=32, ge=1, le=4096, description="trajectories computed together; part of a case's key"
+    )
     splits: dict[str, SplitSettings] = Field(
         description="train, test, and optionally validation; any other name is scored out of distribution"
     )
@@ -59,17 +61,27 @@ class DataSettings(Section):
 class FitSettings(Section):
     """How a model is trained."""
 
-    steps: int = Field(2000, ge=0, le=10_000_000, description="optimiser steps: the budget")
-    batch: int = Field(64, gt=0, le=1_000_000, description="windows in a mini-batch")
-    window: int | None = Field(None, ge=2, description="frames in a window; null for whole trajectories")
-    learning_rate: Number = Field(1e-3, gt=0, description="peak learning rate of AdamW")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="how the learning rate falls")
-    weight_decay: Number = Field(0.0, ge=0, description="decoupled weight decay")
-    clip: Number = Field(1.0, ge=0, description="largest norm of the gradient; 0 for no clipping")
-    ema: Number = Field(0.0, ge=0, lt=1, description="decay of the exponential moving average of the weights")
-    patience: int | None = Field(None, ge=1, description="stop after this many checks without improvement")
-    validate_every: int = Field(100, ge=1, description="steps between checks on the validation split")
-    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints of a fit under way")
+    steps: int = Field(default=2000, ge=0, le=10_000_000, description="optimiser steps: the budget")
+    batch: int = Field(default=64, gt=0, le=1_000_000, description="windows in a mini-batch")
+    window: int | None = Field(
+        default=None, ge=2, description="frames in a window; null for whole trajectories"
+    )
+    learning_rate: Number = Field(default=1e-3, gt=0, description="peak learning rate of AdamW")
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="how the learning rate falls"
+    )
+    weight_decay: Number = Field(default=0.0, ge=0, description="decoupled weight decay")
+    clip: Number = Field(default=1.0, ge=0, description="largest norm of the gradient; 0 for no clipping")
+    ema: Number = Field(
+        default=0.0, ge=0, lt=1, description="decay of the exponential moving average of the weights"
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="stop after this many checks without improvement"
+    )
+    validate_every: int = Field(default=100, ge=1, description="steps between checks on the validation split")
+    checkpoint_every: int = Field(
+        default=1000, ge=1, description="steps between checkpoints of a fit under way"
+    )
 
     def learning_rate_at(self, step: int) -> float:
         if self.schedule == "constant":
@@ -191,7 +203,7 @@ class Case:
 
     @cached_property
     def key(self) -> str:
-        """Hash of what the trajectories of this case mean; names, comments, metrics and paths are left out."""
+        """Hash of what the trajectories of this case mean: no names, comments, metrics or paths."""
         return digest(self.meaning)
 
     @cached_property
@@ -218,7 +230,10 @@ class Case:
             "master_seed": scenario.master_seed,
             "data": data,
             "splits": {
-                name: [scenario.split_systems[name].canonical(), settings.model_dump(mode="json", exclude={"system"})]
+                name: [
+                    scenario.split_systems[name].canonical(),
+                    settings.model_dump(mode="json", exclude={"system"}),
+                ]
                 for name, settings in scenario.data.splits.items()
             },
             "model": spec.component.canonical() if spec else {"baseline": self.model},
@@ -235,6 +250,6 @@ class Case:
         }
 
     def metric_key(self, part: Component, splits: Sequence[str]) -> str:
-        owners = {p for p in part_providers(part, self.scenario.registry)}
+        owners = set(part_providers(part, self.scenario.registry))
         versions = sorted([p.name, p.distribution, p.version, p.cache_version] for p in owners)
         return digest([part.canonical(), list(splits), versions, __version__])

@@ -37,6 +37,7 @@ def scored_parts(case: Case) -> list[ScoredPart]:
     parts += [(component, scenario.scored_splits) for component in scenario.constraints]
     return [ScoredPart(part, splits, case.metric_key(part, splits), case) for part, splits in parts]
 
+
 def score_with(
     name: str, metric: Metric, truth: Trajectory, guess: Trajectory, model: Model
 ) -> dict[str, Score]:
@@ -49,7 +50,9 @@ def score_with(
     except NotMeasurable as reason:
         return {name: Score(float("nan"), better="", n=0, reason=str(reason))}
     if not isinstance(scores, Mapping) or not all(isinstance(s, Score) for s in scores.values()):
-        raise PluginError(f"metric {name!r}: score must return a mapping of names to Score, it gave {scores!r:.80}")
+        raise PluginError(
+            f"metric {name!r}: score must return a mapping of names to Score, it gave {scores!r:.80}"
+        )
     return {key: _checked(name, key, score) for key, score in scores.items()}
 
 
@@ -59,7 +62,9 @@ def _checked(metric: str, name: str, score: Score) -> Score:
     if value.ndim != len(score.dims):
         raise PluginError(f"metric {metric!r}: {name} has dims {score.dims} but shape {value.shape}")
     if value.ndim == 0 and not np.isfinite(value) and not score.reason:
-        return Score(float("nan"), better=score.better, n=score.n, failed=score.failed, reason=f"it is {value}")
+        return Score(
+            float("nan"), better=score.better, n=score.n, failed=score.failed, reason=f"it is {value}"
+        )
     return score
 
 

@@ -1,9 +1,9 @@
 """Keep results: one immutable file per case, each written whole or not at all.
 
-    fits/<fit key>.safetensors          weights and scaling, with the optimiser's state while under way
-    runs/<xx>/<key>.zarr.zip            truth and rollouts of a case: its appearance is the commit
-    scores/<run key>/<metric key>.json  scores, keyed apart, so that a new metric retrains nothing
-    failures/<key>.json                 why a case has no result
+fits/<fit key>.safetensors          weights and scaling, with the optimiser's state while under way
+runs/<xx>/<key>.zarr.zip            truth and rollouts of a case: its appearance is the commit
+scores/<run key>/<metric key>.json  scores, keyed apart, so that a new metric retrains nothing
+failures/<key>.json                 why a case has no result
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 """The date of every member of a result file: bytes must not depend on the clock."""
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` on a temporary name beside ``path``, flush to disk, then rename into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -40,7 +40,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda part: part.write_text(text, encoding="utf-8") and None)
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 class Store:
@@ -67,7 +67,7 @@ class Store:
     def keep_run(self, key: str, tree: xr.DataTree, provenance: Mapping[str, Any]) -> None:
         """Write a case's trajectories; ``provenance`` goes beside the data, not into the compared bytes."""
         payload = zip_tree(tree, provenance)
-        write_whole(self.run_path(key), lambda part: part.write_bytes(payload) and None)
+        write_whole(self.run_path(key), lambda part: part.write_bytes(payload))
         self.failure_path(key).unlink(missing_ok=True)
 
     def open_run(self, key: str) -> xr.DataTree:
@@ -119,8 +119,10 @@ def zip_tree(tree: xr.DataTree, provenance: Mapping[str, Any]) -> bytes:
     """
     from zarr.storage import MemoryStore
 
+    from worldsim.trees import without_labels
+
     memory: dict[str, Any] = {}
-    tree.to_zarr(MemoryStore(memory), consolidated=False, zarr_format=3)
+    tree.map_over_datasets(without_labels).to_zarr(MemoryStore(memory), consolidated=False, zarr_format=3)
     members = {name: value.to_bytes() for name, value in memory.items()}
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
@@ -131,10 +133,12 @@ def zip_tree(tree: xr.DataTree, provenance: Mapping[str, Any]) -> bytes:
 
 
 def open_zip(path: Path) -> xr.DataTree:
-    """The tree of a result file, loaded, its checksums checked; raises ResultError when it is missing or damaged."""
+    """The tree of a result file, loaded, checksums checked; ResultError when it is missing or damaged."""
     import xarray as xr
     from zarr.core.buffer import default_buffer_prototype
     from zarr.storage import MemoryStore
+
+    from worldsim.trees import with_labels
 
     if not path.is_file():
         raise ResultError(f"there is no result at {path}")
@@ -142,8 +146,9 @@ def open_zip(path: Path) -> xr.DataTree:
     try:
         with zipfile.ZipFile(path) as archive:
             memory = {name: buffer.from_bytes(archive.read(name)) for name in archive.namelist()}
-        store = MemoryStore(memory, read_only=True)  # type: ignore[arg-type]
-        return xr.open_datatree(store, engine="zarr", consolidated=False, decode_times=False).load()  # type: ignore[arg-type]
+        store = MemoryStore(memory, read_only=True)
+        tree = xr.open_datatree(store, engine="zarr", consolidated=False, decode_times=False).load()
+        return tree.map_over_datasets(with_labels)  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ResultError(f"{path} is damaged ({error}); delete it, and the case runs again") from None
 

@@ -115,7 +115,9 @@ def terminal_tables(results: Results, every: bool = False) -> list[Table]:
             part = [s for s in summaries if s.split == split and (every or s.better)]
             names = list(dict.fromkeys(s.name for s in part))
             names = names if every else names[:HEADLINES]
-            table = Table(title=f"{scenario} · {split}", caption=results.about(scenario), title_justify="left")
+            table = Table(
+                title=f"{scenario} · {split}", caption=results.about(scenario), title_justify="left"
+            )
             table.add_column("model")
             for name in names:
                 table.add_column(heading(next(s for s in part if s.name == name)), justify="right")

@@ -42,10 +42,20 @@ def to_dataset(truth: Trajectory, guess: Trajectory, system: System) -> xr.Datas
     for name, value in {**_observed(system, guess.states), **guess.observables}.items():
         data[name] = (("trajectory", "draw", "time", *_extra(name, value.dim() - 3)), value.numpy())
     dataset = xr.Dataset(data, coords={"time": ("time", truth.times.numpy())})
-    for axis, labels in truth.labels.items():
-        if axis in axes:
-            dataset = dataset.assign_coords({axis: list(labels)})
-    return _with_units(dataset, truth.units)
+    dataset.attrs["labels"] = {axis: list(names) for axis, names in truth.labels.items() if axis in axes}
+    return with_labels(_with_units(dataset, truth.units))
+
+
+def with_labels(dataset: xr.Dataset) -> xr.Dataset:
+    """Labels of the state axes as coordinates. They are kept as attributes: Zarr v3 has no strings yet."""
+    return dataset.assign_coords(
+        {axis: list(names) for axis, names in dataset.attrs.get("labels", {}).items()}
+    )
+
+
+def without_labels(dataset: xr.Dataset) -> xr.Dataset:
+    """What ``with_labels`` added, taken away."""
+    return dataset.drop_vars(list(dataset.attrs.get("labels", {})))
 
 
 def _observed(system: System, states: Tensor) -> dict[str, Tensor]:

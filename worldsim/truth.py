@@ -87,7 +87,9 @@ def check_truth(truth: Any, n: int, times: torch.Tensor, name: str) -> None:
     Raises TypeError or ValueError with expected and found.
     """
     if not isinstance(truth, Trajectory):
-        raise TypeError(f"system {name!r}: simulate must return a Trajectory, it returned {type(truth).__name__}")
+        raise TypeError(
+            f"system {name!r}: simulate must return a Trajectory, it returned {type(truth).__name__}"
+        )
     expected = (n, 1, len(times))
     if tuple(truth.states.shape[:3]) != expected:
         raise ValueError(
@@ -98,4 +100,6 @@ def check_truth(truth: Any, n: int, times: torch.Tensor, name: str) -> None:
         raise ValueError(f"system {name!r}: the trajectory's times are not the times it was asked for")
     for key, value in {"states": truth.states, **truth.observables}.items():
         if truth.length is None and value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ValueError(f"system {name!r}: {key} of the truth are not finite; set length for ragged ends")
+            raise ValueError(
+                f"system {name!r}: {key} of the truth are not finite; set length for ragged ends"
+            )

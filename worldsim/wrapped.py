@@ -119,7 +119,12 @@ class Wrapped(nn.Module):
 
     @torch.no_grad()
     def rollout(
-        self, context: Trajectory, times: Tensor, actions: Tensor | None, draws: int, generator: torch.Generator
+        self,
+        context: Trajectory,
+        times: Tensor,
+        actions: Tensor | None,
+        draws: int,
+        generator: torch.Generator,
     ) -> Trajectory:
         """Physical units; blocks of a fixed size, the last one padded with its last row and cropped."""
         parts = []
@@ -131,7 +136,12 @@ class Wrapped(nn.Module):
         return concatenate(parts)
 
     def _rollout_block(
-        self, context: Trajectory, times: Tensor, actions: Tensor | None, draws: int, generator: torch.Generator
+        self,
+        context: Trajectory,
+        times: Tensor,
+        actions: Tensor | None,
+        draws: int,
+        generator: torch.Generator,
     ) -> Trajectory:
         guides = [use for use in self.uses if "guidance" in use.mechanisms]
         arguments = (self.inward(context), times, actions, draws, generator)
@@ -144,13 +154,17 @@ class Wrapped(nn.Module):
         for use in self.uses:
             if "projection" in use.mechanisms:
                 physical = projected(physical, use)
-        return replace(physical, axes=context.axes, labels=context.labels, units=context.units, actions=actions)
+        return replace(
+            physical, axes=context.axes, labels=context.labels, units=context.units, actions=actions
+        )
 
     def _correction(self, guides: list[Use], context: Trajectory) -> Callable[[Trajectory], Trajectory]:
         def correct(estimate: Trajectory) -> Trajectory:
             physical = self.outward(estimate)
             for use in guides:
-                physical = replace(physical, states=framed(partial(gauss_newton_step, frozen=0), physical, use))
+                physical = replace(
+                    physical, states=framed(partial(gauss_newton_step, frozen=0), physical, use)
+                )
             return self.inward(physical)
 
         return correct
@@ -187,6 +201,7 @@ def projected(trajectory: Trajectory, use: Use) -> Trajectory:
     Adds the observable ``projected_<constraint>``: 1 where the projection converged and 0 where it did not,
     ``[trajectory, draw, time]``; a row that did not keeps its best iterate and is never dropped.
     """
+
     def step(residual: Callable[[Tensor], Tensor], x: Tensor, local: bool) -> Any:
         return project(residual, x.double(), local=local, frozen=0)
 

@@ -23,7 +23,7 @@ class WorldsimBackend(BackendEntrypoint):
     open_dataset_parameters = ("filename_or_obj", "drop_variables", "group")
     supports_groups = True
 
-    def open_dataset(  # type: ignore[override]
+    def open_dataset(
         self, filename_or_obj: Any, *, drop_variables: Any = None, group: str = "scores"
     ) -> xr.Dataset:
         """One group (of a folder "scores" unless told, of a file the one that it is told)."""
@@ -32,18 +32,20 @@ class WorldsimBackend(BackendEntrypoint):
             groups = ", ".join(node.path for node in tree.subtree)
             raise ValueError(f"{filename_or_obj} has no group {group!r}; it has {groups}")
         node = tree if group in ("", "/") else tree[group.strip("/")]
-        return node.to_dataset()  # type: ignore[union-attr]
+        return node.to_dataset()
 
-    def open_datatree(self, filename_or_obj: Any, *, drop_variables: Any = None, **_: Any) -> xr.DataTree:  # type: ignore[override]
+    def open_datatree(self, filename_or_obj: Any, *, drop_variables: Any = None, **_: Any) -> xr.DataTree:
         """Everything, loaded."""
         from worldsim.results import open_results
         from worldsim.store import open_zip
 
         path = Path(filename_or_obj)
         tree = open_results(path).tree() if path.is_dir() else open_zip(path)
-        return tree.map_over_datasets(lambda ds: ds.drop_vars(drop_variables or [], errors="ignore"))
+        dropped = drop_variables or []
+        kept: xr.DataTree = tree.map_over_datasets(lambda ds: ds.drop_vars(dropped, errors="ignore"))
+        return kept
 
-    def open_groups_as_dict(self, filename_or_obj: Any, **options: Any) -> dict[str, xr.Dataset]:  # type: ignore[override]
+    def open_groups_as_dict(self, filename_or_obj: Any, **options: Any) -> dict[str, xr.Dataset]:
         tree = self.open_datatree(filename_or_obj, **options)
         return {node.path: node.to_dataset() for node in tree.subtree}
 
@@ -56,8 +58,11 @@ class WorldsimBackend(BackendEntrypoint):
 
 
 def results_tree(results: Results) -> xr.DataTree:
-    """``/scores[scenario, model, seed, score]`` with ``status``, and ``/<scenario>/<split>[model, seed, ...]``."""
-    groups: dict[str, xr.Dataset] = {"/": xr.Dataset(attrs={"Conventions": "CF-1.12"}), "/scores": scores(results)}
+    """``/scores[scenario, model, seed, score]`` with ``status`` and ``/<scenario>/<split>``."""
+    groups: dict[str, xr.Dataset] = {
+        "/": xr.Dataset(attrs={"Conventions": "CF-1.12"}),
+        "/scores": scores(results),
+    }
     for scenario in results.scenarios:
         entries = [e for e in results.entries if e.scenario == scenario and results.store.has_run(e.key)]
         for split, parts in _by_split(results, entries).items():
