@@ -1,0 +1,96 @@
+"""Neural ordinary differential equations (Chen, Rubanova, Bettencourt, Duvenaud 2018).
+
+dx/dt = r * f_theta(x, u), with f_theta a multilayer perceptron and r the typical rate of each component.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from worldsim import Trajectory, hookimpl
+from worldsim.protocols import Dynamics, Solver
+from worldsim_plugins.dynamics import vector_field
+from worldsim_plugins.dynamics.vector_field import Activation, Depth, EachBody, Loss, Width
+from worldsim_plugins.solvers.torchdiffeq import TorchDiffEq
+
+
+class NeuralODE(nn.Module):
+    """A perceptron as vector field, for states of any shape, driven or not.
+
+    The default solver is torchdiffeq's ``rk4`` with one step between saved times: unlike an adaptive method
+    it costs the same at every training step, and no row depends on which others are in the batch.
+    """
+
+    scaling = "component"
+    rate: Tensor
+
+    def __init__(
+        self,
+        truth: Trajectory,
+        *,
+        width: Width = 64,
+        depth: Depth = 2,
+        activation: Activation = "tanh",
+        each_body: EachBody = False,
+        loss: Loss = "rollout",
+        solver: Solver | None = None,
+    ) -> None:
+        super().__init__()
+        self.axes = vector_field.state_axes(truth, each_body)
+        self.each_body = each_body
+        self.objective = loss
+        self.solver = TorchDiffEq(method="rk4") if solver is None else solver
+        rate = vector_field.typical_rates(truth)
+        # One field for all bodies has one unit for all bodies.
+        self.register_buffer("rate", rate.square().mean(0).sqrt() if each_body else rate)
+        size = self.rate.numel()
+        self.action_axes = 0 if truth.actions is None else truth.actions.dim() - 2
+        inputs = size + (0 if truth.actions is None else math.prod(truth.actions.shape[2:]))
+        self.network = vector_field.Perceptron(inputs, size, width, depth, activation)
+
+    def drift(self, t: Tensor, x: Tensor, u: Tensor | None) -> Tensor:
+        """dx/dt ``[..., *state]`` at ``x`` ``[..., *state]`` under the action ``u`` ``[..., *action]``.
+
+        The same at all times ``t``. Raises ValueError when actions are missing, or there but unknown.
+        """
+        if (u is None) != (self.action_axes == 0):
+            raise ValueError(f"this model was built {'with' if u is None else 'without'} actions")
+        inputs = x.flatten(-self.axes)
+        if u is not None:
+            action = u.flatten(-self.action_axes)
+            if self.each_body:
+                action = action.unsqueeze(-2).expand(*inputs.shape[:-1], -1)
+            inputs = torch.cat([inputs, action.to(x.dtype)], -1)
+        return self.rate * self.network(inputs).view_as(x)
+
+    def loss(self, truth: Trajectory) -> Tensor:
+        """Mean squared error, of the field or of the rollout; raises ValueError when it cannot be had."""
+        if self.objective == "derivative":
+            return vector_field.derivative_loss(self, truth.to(dtype=self.rate.dtype))
+        return self.loss_and_estimate(truth)[0]
+
+    def loss_and_estimate(self, truth: Trajectory) -> tuple[Tensor, Trajectory]:
+        """The loss, and the model's trajectories from the first frame of ``truth`` on."""
+        truth = truth.to(dtype=self.rate.dtype)
+        return vector_field.loss_and_estimate(self, self.solver, truth, self.objective)
+
+    def rollout(
+        self,
+        context: Trajectory,
+        times: Tensor,
+        actions: Tensor | None,
+        draws: int,
+        generator: torch.Generator,
+    ) -> Trajectory:
+        """``[trajectory, draw, time, *state]``, all draws alike, from the last frame of ``context``."""
+        context = context.to(dtype=self.rate.dtype)
+        return vector_field.rollout(self, self.solver, context, times, actions, draws)
+
+
+@hookimpl
+def worldsim_dynamics() -> dict[str, Callable[..., Dynamics]]:
+    return {"neural_ode": NeuralODE}
