@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from math import isnan
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -18,13 +19,7 @@ from torch import Tensor
 
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import HasAutomaton, HasEquivalentHistories, HasNextToken, Model, System
-from worldsim_plugins.metrics.automaton_coherence import (
-    cluster_interval,
-    coherence_tables,
-    headline,
-    inquire,
-    mixed_length,
-)
+from worldsim_plugins.metrics.automaton_coherence import cluster_interval, coherence_tables, headline
 from worldsim_plugins.metrics.continuous_coherence import Comparison, scores_of
 from worldsim_plugins.metrics.history_pairs import (
     Futures,
@@ -35,6 +30,7 @@ from worldsim_plugins.metrics.history_pairs import (
     paired_futures,
     spread,
 )
+from worldsim_plugins.metrics.inquiry import inquire, mixed_length
 from worldsim_plugins.metrics.model_failure import ModelFailed
 
 TOKEN_SCORES = (
@@ -79,8 +75,7 @@ class Coherence:
     Over continuous states (a system with equivalent histories): ``compression``, ``distinction_precision``,
     ``distinction_recall``, ``n_empty``, ``coherence_auc``, ``fidelity``, ``horizon_error``, their
     ``threshold``, and D(t) of every pair as ``divergence_equivalent`` and ``divergence_distinct``. Distances
-    are in units of the truth's spread. With several kinds all pairs are pooled, and ``*_<kind>`` has each kind
-    alone.
+    are in units of the truth's spread. Several kinds are pooled, and ``*_<kind>`` has each alone.
 
     A system with neither, and a model over tokens without a law, raise NotMeasurable. A model that raises or
     whose answers are not finite is counted in ``failed``, never dropped.
@@ -176,14 +171,12 @@ class Coherence:
         return {**scores, "coverage": Score(reached, better="", n=n)}
 
     def _token_score(self, name: str, table: Tensor, n: int, exact: bool, setting: Setting) -> Score:
-        value = headline(table)
-        if value != value:
-            return Score(
-                value, n=0, reason="no two prefixes of this length make such a pair; change prefix_length"
-            )
-        better = _better(name)
-        interval = None if exact else cluster_interval(table, self.resamples, setting.generator(2))
+        value, better = headline(table), _better(name)
+        if isnan(value):
+            reason = "no two prefixes of this length make such a pair; change prefix_length"
+            return Score(value, better=better, n=0, reason=reason)
         floor = float(better == "higher") if better else None
+        interval = None if exact else cluster_interval(table, self.resamples, setting.generator(2))
         return Score(value, better=better, floor=floor, interval=interval, n=n)
 
     def _over_histories(

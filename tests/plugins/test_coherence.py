@@ -1,0 +1,358 @@
+"""Coherence: the exact values over tokens, and known answers over continuous states."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from worldsim_plugins.generators.believed_automaton import BelievedAutomaton
+from worldsim_plugins.metrics.coherence import Coherence
+from worldsim_plugins.metrics.history_pairs import derangement, divergence, ranking, separation
+from worldsim_plugins.systems.automaton import Automaton
+
+from worldsim import NotMeasurable, Trajectory
+from worldsim.protocols import HistoryPairs
+
+GOLDEN = {  # belief: compression precision, distinction precision and recall at equal, then at mixed lengths
+    ("true", 5): (1, 1, 1, 1, 1, 1),
+    ("states", 4): (0.947179, 0.713636, 0.703254, 0.932965, 0.719187, 0.703254),
+    ("states", 6): (1, 0.746338, 0.5, 1, 0.746338, 0.5),
+    ("uniform", 5): (1, 1, 0, 1, 1, 0),
+    ("reject_all", 5): (1, 1, 0, 1, 1, 0),
+    ("odd_refusal", 5): (1, 1, 0.471714, 0, 0.325808, 0.471714),
+}
+PUBLISHED = ("compression_precision", "distinction_precision", "distinction_recall")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def truth_of(system, n=32, frames=20, step=1.0) -> Trajectory:
+    times = step * torch.arange(frames, dtype=torch.float64)
+    return system.simulate(system.sample(n, generator()), times, None, generator())
+
+
+def scored(system, model, truth=None, **options):
+    truth = truth_of(system) if truth is None else truth
+    return Coherence(system, **options).score(truth, truth, model)
+
+
+@pytest.fixture(scope="module")
+def lattice_scores():
+    system = Automaton(preset="lattice")
+    return {key: scored(system, BelievedAutomaton(system, belief=key[0], states=key[1])) for key in GOLDEN}
+
+
+@pytest.mark.parametrize("key", list(GOLDEN), ids=str)
+def test_exact_population_values_on_the_lattice(lattice_scores, key):
+    scores = lattice_scores[key]
+    names = [*PUBLISHED, *(f"{name}_mixed" for name in PUBLISHED)]
+    assert [scores[name].value for name in names] == [pytest.approx(value, abs=5e-7) for value in GOLDEN[key]]
+    assert all(score.failed == 0 and score.interval is None for score in scores.values())
+
+
+def test_the_true_automaton_is_perfect_and_without_error(lattice_scores):
+    scores = lattice_scores["true", 5]
+    for name, score in scores.items():
+        if score.better == "higher":
+            assert score.value == 1.0 == score.floor, name
+        elif score.better == "lower":
+            assert score.value == 0.0 == score.floor, name
+    assert scores["n_empty"].value == 0.0
+    assert scores["coverage"].value == 1.0
+
+
+@pytest.mark.parametrize("belief", ["uniform", "reject_all"])
+def test_knowing_nothing_ranks_at_one_half_and_its_precision_is_shown_as_vacuous(lattice_scores, belief):
+    scores = lattice_scores[belief, 5]
+    assert scores["coherence_auc"].value == 0.5
+    assert scores["coherence_auc_mixed"].value == 0.5
+    assert scores["n_empty"].value == 1.0
+    assert scores["fidelity"].value > 0.3
+
+
+def test_a_model_that_goes_by_elapsed_time_is_caught_by_mixed_lengths_only(lattice_scores):
+    scores = lattice_scores["odd_refusal", 5]
+    assert scores["coherence_auc"].value == 1.0
+    assert scores["coherence_auc_mixed"].value < 0.5
+
+
+def test_next_token_validity(lattice_scores):
+    assert lattice_scores["reject_all", 5]["next_token_validity"].value == 0.0
+    share_of_legal = (2 * 2 / 3 + 3) / 5
+    assert lattice_scores["uniform", 5]["next_token_validity"].value == pytest.approx(share_of_legal)
+
+
+def test_a_city_is_sampled_by_seed_with_an_interval():
+    system = Automaton(preset="grid_city", rows=3, columns=3)
+    truth = truth_of(system)
+    options = {"prefix_length": 14, "horizon": 4, "pairs": 80}
+    right = scored(system, BelievedAutomaton(system), truth, **options)
+    for name in (*PUBLISHED, "coherence_auc", "compression_precision_mixed", "coherence_auc_mixed"):
+        assert right[name].value == 1.0
+        assert right[name].interval == (1.0, 1.0)
+    frequent = SimpleNamespace(next_token=lambda tokens: _last_token_repeats(tokens, 4))
+    one, same, other = (scored(system, frequent, truth, seed=seed, **options) for seed in (0, 0, 1))
+    assert one["coherence_auc"].value == same["coherence_auc"].value
+    assert one["coherence_auc"].value != other["coherence_auc"].value
+    low, high = one["coherence_auc"].interval
+    assert low < one["coherence_auc"].value < high
+
+
+def _last_token_repeats(tokens, size):
+    return 0.7 * torch.nn.functional.one_hot(tokens[:, -1], size).double() + 0.3 / size
+
+
+def test_two_states_of_one_language_are_one_class():
+    twins = {"a": {"x": "b", "y": "c", "z": "a"}, "b": {"x": "a"}, "c": {"x": "a"}}
+    system = Automaton(transitions=twins)
+    scores = scored(system, BelievedAutomaton(system))
+    assert scores["coherence_auc"].value == 1.0
+    assert scores["distinction_recall"].value == 1.0
+    assert scores["coverage"].value == 1.0
+
+
+def test_one_class_leaves_nothing_to_distinguish():
+    system = Automaton(transitions={"a": {"x": "a", "y": "a"}})
+    scores = scored(system, BelievedAutomaton(system))
+    assert scores["compression_precision"].value == 1.0
+    for name in ("distinction_recall", "coherence_auc"):
+        assert math.isnan(scores[name].value)
+        assert "prefix_length" in scores[name].reason
+        assert scores[name].better == "higher"
+
+
+def test_a_failing_model_over_tokens_is_counted():
+    system = Automaton(preset="lattice")
+
+    def broken(tokens):
+        raise RuntimeError("no such token")
+
+    for law in (
+        broken,
+        lambda tokens: torch.full((len(tokens), 3), torch.nan),
+        lambda tokens: torch.ones(2, 2),
+    ):
+        scores = scored(system, SimpleNamespace(next_token=law))
+        assert math.isnan(scores["coherence_auc"].value)
+        assert scores["compression_precision"].failed > 0
+        assert "the model failed" in scores["coherence_auc"].reason
+
+
+def test_too_many_words_are_refused():
+    system = Automaton(preset="lattice")
+    with pytest.raises(ValueError, match="reduce horizon"):
+        scored(system, BelievedAutomaton(system), horizon=13)
+
+
+class Line:
+    """x' = v, v' = 0 on a line, noise on x when asked; histories that end in one state, in two frames."""
+
+    history_kinds = ("window_shift", "mirror")
+
+    def __init__(self, noise: float = 0.0) -> None:
+        self.noise = noise
+
+    def sample(self, n, generator):
+        return torch.randn(n, 2, dtype=torch.float64, generator=generator)
+
+    def restart(self, states):
+        return states
+
+    def simulate(self, start, times, actions, generator):
+        lead = times - times[0]
+        x = start[:, :1] + start[:, 1:] * lead
+        jump = torch.randn(x.shape, dtype=x.dtype, generator=generator) * self.noise
+        x = x + torch.where(lead > 0, jump, 0.0)
+        states = torch.stack([x, start[:, 1:].expand_as(x)], -1)[:, None]
+        return Trajectory(states=states, times=times)
+
+    def equivalent_histories(self, kind, n, times, generator):
+        past = self.simulate(self.sample(n, generator), times, None, generator)
+        if kind == "window_shift":
+            return HistoryPairs(past, past.span(len(times) // 2), lambda states: states)
+        return HistoryPairs(past, past.replace(states=-past.states), torch.neg)
+
+
+class Rolled:
+    """A model made of one function from (context, lead times, draws, generator) to states."""
+
+    def __init__(self, future) -> None:
+        self.future = future
+
+    def rollout(self, context, times, actions, draws, generator):
+        states = self.future(context, times - times[0], draws, generator)
+        return Trajectory(states=states, times=times)
+
+
+def exact(context, lead, draws, generator):
+    return Line().simulate(context.states[:, 0, -1], lead, None, generator).states
+
+
+def constant(context, lead, draws, generator):
+    return torch.full((len(context), draws, len(lead), 2), 0.3)
+
+
+def counts_frames(context, lead, draws, generator):
+    return exact(context, lead, draws, generator) + len(context.times)
+
+
+def falls_back(context, lead, draws, generator):
+    right = exact(context, lead, draws, generator)
+    return right * torch.where(torch.arange(len(right)) % 10 == 0, torch.nan, 1.0)[:, None, None, None]
+
+
+def noisy(context, lead, draws, generator):
+    line = Line(noise=0.2)
+    rows = context.states[:, 0, -1].repeat_interleave(draws, 0)
+    return line.simulate(rows, lead, None, generator).states.reshape(len(context), draws, len(lead), 2)
+
+
+def climatology(context, lead, draws, generator):
+    return torch.randn(len(context), draws, len(lead), 2, dtype=torch.float64, generator=generator)
+
+
+def test_the_truth_is_coherent_over_states():
+    system = Line()
+    scores = scored(system, Rolled(exact), horizon=4, pairs=40)
+    for kind in ("", "_window_shift", "_mirror"):
+        for name in ("coherence_auc", "compression", "distinction_recall", "distinction_precision"):
+            assert scores[name + kind].value == 1.0 == scores[name + kind].floor
+        for name in ("fidelity", "horizon_error"):
+            assert scores[name + kind].value == 0.0 == scores[name + kind].floor
+    assert scores["coherence_auc"].n == 80
+    assert scores["coherence_auc"].interval == (1.0, 1.0)
+    array = scores["divergence_equivalent"]
+    assert array.dims == ("pair", "time")
+    assert array.value.shape == (80, 4)
+    assert np.abs(array.value).max() < 1e-12
+    assert array.coords["time"] == [1.0, 2.0, 3.0, 4.0]
+    assert array.coords["pair"].count("mirror") == 40
+
+
+def test_a_constant_model_ranks_at_exactly_one_half():
+    scores = scored(Line(), Rolled(constant), horizon=4, pairs=40)
+    for kind in ("", "_window_shift", "_mirror"):
+        assert scores[f"coherence_auc{kind}"].value == 0.5
+    assert scores["compression_window_shift"].value == 1.0
+    assert scores["distinction_recall_window_shift"].value == 0.0
+    assert scores["n_empty_window_shift"].value == 1.0
+    assert "separates no distinct pair" in scores["distinction_precision_window_shift"].reason
+    assert scores["fidelity"].value > 0.5
+
+
+def test_a_model_that_counts_frames_fails_where_histories_differ_in_length():
+    scores = scored(Line(), Rolled(counts_frames), horizon=4, pairs=40, kinds=["window_shift"])
+    assert scores["compression"].value == 0.0
+    assert scores["coherence_auc"].value < 0.7
+    assert (
+        scores["coherence_auc"].interval[0]
+        < scores["coherence_auc"].value
+        < scores["coherence_auc"].interval[1]
+    )
+    assert "coherence_auc_window_shift" not in scores
+
+
+def test_failed_pairs_count_as_wrong_and_are_never_dropped():
+    scores = scored(Line(), Rolled(falls_back), horizon=4, pairs=40, kinds=["window_shift"])
+    assert scores["coherence_auc"].failed == 4
+    assert scores["coherence_auc"].n == 40
+    assert scores["compression"].value == pytest.approx(0.9)
+    assert scores["coherence_auc"].value < 0.95
+    assert math.isnan(scores["fidelity"].value)
+    assert "not finite" in scores["fidelity"].reason
+    raising = scored(Line(), Rolled(lambda *_: 1 / 0), horizon=4, pairs=40, kinds=["mirror"])
+    assert raising["compression"].failed == 40
+    assert "ZeroDivisionError" in raising["compression"].reason
+
+
+def test_stochastic_predictions_are_compared_by_their_laws():
+    system = Line(noise=0.2)
+    options = {"horizon": 3, "pairs": 40, "draws": 24, "kinds": ["window_shift"]}
+    right = scored(system, Rolled(noisy), **options)
+    assert right["coherence_auc"].value > 0.95
+    assert right["coherence_auc"].floor > 0.95
+    assert right["threshold"].value > 0.01
+    assert right["compression"].value >= 0.8
+    assert right["fidelity"].value == pytest.approx(right["fidelity"].floor, rel=0.1)
+    blind = scored(system, Rolled(climatology), **options)
+    assert abs(blind["coherence_auc"].value - 0.5) < 0.15
+    assert blind["distinction_recall"].value < 0.8
+    assert blind["fidelity"].value > 2 * blind["fidelity"].floor
+    assert scored(system, Rolled(constant), **options)["coherence_auc"].value == 0.5
+
+
+def test_without_restarting_only_what_needs_no_truth_is_measured():
+    system = SimpleNamespace(
+        history_kinds=("mirror",), equivalent_histories=Line().equivalent_histories, simulate=Line().simulate
+    )
+    scores = scored(system, Rolled(exact), truth_of(Line()), horizon=4, pairs=20)
+    assert scores["coherence_auc"].value == 1.0
+    assert scores["coherence_auc"].floor is None
+    for name in ("fidelity", "distinction_recall", "horizon_error"):
+        assert math.isnan(scores[name].value)
+        assert "cannot be restarted" in scores[name].reason
+
+
+def test_what_cannot_be_measured_says_so():
+    truth = truth_of(Line())
+    with pytest.raises(NotMeasurable, match="no equivalent histories"):
+        scored(SimpleNamespace(), Rolled(exact), truth)
+    with pytest.raises(NotMeasurable, match="next_token"):
+        scored(Automaton(preset="lattice"), Rolled(exact))
+    with pytest.raises(NotMeasurable, match="single frame"):
+        scored(Line(), Rolled(exact), truth.span(0, 1))
+    with pytest.raises(ValueError, match="rotation not built by Line; allowed: window_shift, mirror"):
+        Coherence(Line(), kinds=["rotation"])
+
+
+def test_scores_depend_on_the_seed_alone():
+    draws = [scored(Line(), Rolled(counts_frames), horizon=3, pairs=30, seed=seed) for seed in (5, 5, 6)]
+    values = [score["coherence_auc"].value for score in draws]
+    assert values[0] == values[1] != values[2]
+
+
+def test_distances_in_closed_form():
+    x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+    y = torch.tensor([[[[3.0, 4.0], [0.0, 2.0]]]], dtype=torch.float64)
+    scale = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    torch.testing.assert_close(
+        divergence(x, y, scale), torch.tensor([[1.0, 0.125**0.5]], dtype=torch.float64)
+    )
+    # Two point masses at 0 and two at 1: D^2 = 2 |0 - 1|.
+    zeros, ones = torch.zeros(1, 2, 1, dtype=torch.float64), torch.ones(1, 2, 1, dtype=torch.float64)
+    unit = torch.ones((), dtype=torch.float64)
+    torch.testing.assert_close(divergence(zeros, ones, unit), torch.tensor([[2.0**0.5]], dtype=torch.float64))
+    # N(0, 1) and N(1, 1): D^2 = 0.5418065793 (Szekely and Rizzo).
+    level = (torch.arange(1500, dtype=torch.float64) + 0.5) / 1500
+    normal = torch.special.ndtri(level)[None, :, None]
+    assert float(divergence(normal, normal + 1, unit)) ** 2 == pytest.approx(0.5418065793, abs=2e-3)
+    assert divergence(x, x * torch.nan, scale).isinf().all()
+
+
+def test_ranking_counts_ties_half():
+    low, high = torch.tensor([0.0, 1.0]).double(), torch.tensor([1.0, 2.0]).double()
+    assert ranking(low, high) == 0.875
+    assert ranking(high, low) == 0.125
+    assert ranking(low, low) == 0.5
+
+
+def test_separation_of_the_doubling_map():
+    """delta_0 = 2^-10, -20, -30 passes 0.1 after floor(log2(0.1 / delta_0)) + 1 = 7, 17, 27 doublings."""
+    start = 2.0 ** -torch.tensor([10.0, 20.0, 30.0]).double()
+    grown = start[:, None] * 2.0 ** torch.arange(1, 40).double()
+    first, ever = separation(grown, 0.1)
+    assert first.tolist() == [7, 17, 27]
+    assert ever.all()
+    assert separation(grown[:, :3], 0.1)[0].tolist() == [4, 4, 4]
+
+
+@pytest.mark.parametrize("n", [2, 3, 20])
+def test_a_derangement_leaves_nobody_at_home(n):
+    partner = derangement(n, generator(n))
+    assert torch.equal(partner.sort().values, torch.arange(n))
+    assert (partner != torch.arange(n)).all()

@@ -1,0 +1,125 @@
+"""Models over tokens: the autoregressive network and the known beliefs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from worldsim_plugins.generators.believed_automaton import BelievedAutomaton
+from worldsim_plugins.generators.sequence import Sequence
+from worldsim_plugins.systems.automaton import Automaton
+
+from worldsim import Trajectory
+from worldsim.protocols import HasNextToken
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def lattice() -> Automaton:
+    return Automaton(preset="lattice")
+
+
+@pytest.fixture(scope="module")
+def truth(lattice) -> Trajectory:
+    return lattice.simulate(lattice.sample(200, generator()), torch.arange(12.0).double(), None, generator())
+
+
+def built(system, truth, **options) -> Sequence:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Sequence(system, truth, **options)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "transformer"])
+def test_the_law_is_causal_normalised_and_starts_at_the_empty_prefix(lattice, truth, cell):
+    model = built(lattice, truth, cell=cell, width=16, depth=2).double()
+    assert isinstance(model, HasNextToken)
+    tokens = truth.states[:8, 0]
+    laws = model(tokens).softmax(-1)
+    assert laws.shape == (8, 13, 3)
+    for length in (0, 1, 7):
+        law = model.next_token(tokens[:, :length])
+        assert law.dtype == torch.float64
+        torch.testing.assert_close(law.sum(1), torch.ones(8, dtype=torch.float64))
+        torch.testing.assert_close(law, laws[:, length].detach())
+
+
+def test_the_loss_is_the_mean_negative_log_likelihood(lattice, truth):
+    model = built(lattice, truth, width=16).double()
+    part = truth.rows(slice(0, 5))
+    tokens = part.states[:, 0]
+    laws = torch.stack([model.next_token(tokens[:, :t]) for t in range(tokens.shape[1])], 1)
+    chosen = laws.gather(2, tokens[..., None])[..., 0].log()
+    torch.testing.assert_close(model.loss(part).detach(), -chosen.mean())
+    ragged = part.replace(length=torch.tensor([[1], [3], [12], [2], [5]]))
+    kept = torch.arange(12) < ragged.length
+    torch.testing.assert_close(model.loss(ragged).detach(), -chosen[kept].mean())
+
+
+def test_training_learns_which_first_token_is_illegal(lattice, truth):
+    model = built(lattice, truth, width=16)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    before = float(model.loss(truth).detach())
+    for _ in range(60):
+        optimiser.zero_grad()
+        loss = model.loss(truth)
+        loss.backward()
+        optimiser.step()
+    assert float(loss.detach()) < before - 0.1
+    law = model.next_token(torch.zeros(1, 0, dtype=torch.int64))[0]
+    assert law[0] < 0.02
+    assert (law[1:] - 0.5).abs().max() < 0.15
+
+
+def test_a_rollout_goes_on_from_its_context_and_is_seeded(lattice, truth):
+    model = built(lattice, truth, width=16)
+    context, times = truth.rows(slice(0, 4)).span(0, 5), truth.times[4:]
+    out = [model.rollout(context, times, None, 3, generator(seed)) for seed in (1, 1, 2)]
+    assert out[0].states.shape == (4, 3, 8)
+    assert out[0].states.dtype == torch.int64
+    assert torch.equal(out[0].states[:, :, 0], context.states[:, :, -1].expand(4, 3))
+    assert torch.equal(out[0].states, out[1].states)
+    assert not torch.equal(out[0].states, out[2].states)
+    assert torch.equal(out[0].times, times)
+
+
+def test_the_vocabulary_is_the_alphabet_or_what_was_seen(lattice, truth):
+    assert built(lattice, truth, width=8).vocabulary == 3
+    assert built(object(), truth.replace(states=truth.states * 4), width=8).vocabulary == 9
+    with pytest.raises(ValueError, match="integer tokens"):
+        built(lattice, truth.replace(states=truth.states.double()), width=8)
+
+
+def test_beliefs(lattice):
+    def law(belief, tokens, **options):
+        model = BelievedAutomaton(lattice, belief=belief, **options)
+        return model.next_token(torch.tensor([tokens], dtype=torch.int64).reshape(1, -1))[0].tolist()
+
+    assert law("true", []) == [0, 0.5, 0.5]
+    assert law("uniform", [0, 0]) == [pytest.approx(1 / 3)] * 3
+    assert law("reject_all", [2]) == [0, 0, 0]
+    assert law("odd_refusal", [2]) == [0.5, 0, 0.5]
+    assert law("odd_refusal", [2, 1]) == [pytest.approx(1 / 3)] * 3
+    assert law("states", [2, 2, 2, 2], states=4) == [0.5, 0.5, 0]
+    assert law("states", [2, 2, 2, 2, 0], states=4) == [pytest.approx(1 / 3)] * 3
+    assert law("states", [2, 2, 2, 2], states=6) == [pytest.approx(1 / 3)] * 3
+
+
+def test_the_true_belief_rolls_out_legally_and_rejecting_all_still_rolls_out(lattice, truth):
+    context, times = truth.rows(slice(0, 20)).span(0, 3), truth.times[2:]
+    for belief, legal in (("true", True), ("reject_all", False)):
+        out = BelievedAutomaton(lattice, belief=belief).rollout(context, times, None, 1, generator())
+        whole = torch.cat([context.states[:, 0, :-1], out.states[:, 0]], 1)
+        assert bool((lattice.state_after(whole) >= 0).all()) is legal
+
+
+def test_a_belief_about_tokens_that_are_not_there_is_refused():
+    light = Automaton(transitions={"red": {"go": "green"}, "green": {"stop": "red"}})
+    with pytest.raises(ValueError, match="lattice's tokens"):
+        BelievedAutomaton(light, belief="states")
+    with pytest.raises(ValueError, match="needs a token '0'"):
+        BelievedAutomaton(light, belief="odd_refusal")
+    with pytest.raises(ValueError, match="needs an automaton"):
+        BelievedAutomaton(object())
