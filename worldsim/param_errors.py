@@ -69,7 +69,8 @@ def _explained(error: ValidationError, model: type[BaseModel]) -> Iterator[Expla
 
 
 def _message(error: Any) -> str:
-    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    kind, value = error["type"], error["input"]
+    context = {key: _plain(part) for key, part in error.get("ctx", {}).items()}
     if kind in _EXPECTED:
         return f"expected {_EXPECTED[kind]}, found {shown(value)}"
     if kind == "literal_error":
@@ -81,6 +82,11 @@ def _message(error: Any) -> str:
     if kind in ("value_error", "assertion_error"):
         return str(context["error"])
     return f"{error['msg'][:1].lower()}{error['msg'][1:]}, found {shown(value)}"
+
+
+def _plain(bound: Any) -> Any:
+    """A bound as its author wrote it: pydantic makes 0.0 of 0."""
+    return int(bound) if isinstance(bound, float) and bound.is_integer() and abs(bound) < 1e15 else bound
 
 
 def shown(value: Any) -> str:

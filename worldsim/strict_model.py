@@ -63,6 +63,8 @@ def _check_defaults(
             if loc[0] not in required:
                 problem = f"builder {label(builder)}: the default of {loc[0]!r} breaks its own annotation"
                 raise PluginError(f"{problem}: {message}") from error
+    except TypeError as error:  # a bound on a type that has none
+        raise PluginError(f"builder {label(builder)} has annotations that do not work: {error}") from error
 
 
 def _field(annotation: Any) -> Any:

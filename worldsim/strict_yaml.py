@@ -11,7 +11,6 @@ import codecs
 import re
 import stat
 import unicodedata
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,11 +38,6 @@ class Document:
     path: Path
     data: dict[str, Any]
     root: Node = field(repr=False, compare=False)
-
-    @classmethod
-    def plain(cls, data: Mapping[str, Any], path: Path) -> Document:
-        """A document that no file was read for; every place in it is (1, 1)."""
-        return cls(path, dict(data), Node((1, 1), "mapping"))
 
     def place(self, loc: Location) -> Place:
         """1-based (line, column) of the key, or list item, at ``loc``; of its nearest parent if absent."""
