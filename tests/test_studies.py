@@ -1,0 +1,84 @@
+"""The quick studies with their full assertions; the others run by ``python -m studies``."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def study(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    return lambda name: importlib.import_module(f"studies.{name}")
+
+
+# A projection costs a millisecond, so the study's 10^4 steps are cut here; its bound is the same.
+@pytest.mark.parametrize(("name", "settings"), [("s24", {}), ("s50", {}), ("s51", {"steps": 500})])
+def test_a_quick_study_holds(study, name, settings):
+    module = study(name)
+    module.check(module.run(module.SEEDS[0], **settings))
+
+
+def test_every_study_states_its_claim(study):
+    found = study("__main__").names("")
+    assert found == ["s24", "s38", "s49", "s50", "s51", "s60"]
+    for name in found:
+        module = study(name)
+        assert module.__doc__
+        assert module.CLAIM
+        assert module.SEEDS
+
+
+@pytest.fixture
+def runner(study, monkeypatch, tmp_path):
+    """The runner over one study whose claim holds when ``answer`` does; it counts its runs."""
+    main = study("__main__")
+    (tmp_path / "s1.py").write_text("")
+    module = type("Study", (), {"CLAIM": "x = 1", "SEEDS": (0, 1), "answer": 1, "runs": 0})
+
+    def run(seed):
+        module.runs += 1
+        return {"x": module.answer}
+
+    def check(figures):
+        assert figures["x"] == 1
+
+    module.run, module.check = run, check
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main, "HERE", tmp_path)
+    monkeypatch.setattr(main, "import_module", lambda name: module)
+    return module, lambda *options: CliRunner().invoke(main.main, options)
+
+
+def test_what_holds_is_kept_and_not_run_again(runner):
+    module, invoke = runner
+    first, second = invoke(), invoke()
+    assert first.exit_code == second.exit_code == 0
+    assert "S1 | x 1 | x = 1 | 0 | PASS" in first.output
+    assert "(kept)" in second.output
+    assert module.runs == 2
+    assert invoke("--fresh").exit_code == 0
+    assert module.runs == 4
+
+
+def test_what_fails_says_so_and_is_run_again(runner):
+    module, invoke = runner
+    module.answer = 2
+    failed = invoke()
+    assert failed.exit_code == 1
+    assert "FAIL" in failed.output
+    module.answer = 1
+    assert invoke().exit_code == 0
+    assert module.runs == 3
+
+
+def test_an_unknown_study_is_refused(runner):
+    _, invoke = runner
+    refused = invoke("-k", "s99")
+    assert refused.exit_code == 1
+    assert "there are: s1" in refused.output
