@@ -1,0 +1,127 @@
+"""Checks of constraints and metrics, on the truth and on what is not true."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+
+from worldsim.baselines import Truth
+from worldsim.errors import NotMeasurable
+from worldsim.protocols import Constraint, Metric, Score, System, Trajectory
+from worldsim.tables import shown
+from worldsim.testing.checks import Checks, finite
+from worldsim.testing.worlds import World
+
+OBEYED = 1e-6
+"""Largest residual of a truth that obeys the constraint."""
+
+
+def check_constraint(checks: Checks, build: Callable[[System], Constraint], worlds: list[World]) -> None:
+    """On the first world that the constraint can be built for."""
+    refused = []
+    for world in worlds:
+        try:
+            constraint = build(world.system)
+        except (ValueError, TypeError) as error:
+            refused.append(f"on {world.name}: {error}")
+            continue
+        _check_residual(checks, constraint, world.truth())
+        return
+    raise AssertionError("no world it works on; give system=...\n    " + "\n    ".join(refused))
+
+
+def _check_residual(checks: Checks, constraint: Constraint, truth: Trajectory) -> None:
+    with torch.no_grad():
+        residual = constraint.residual(truth)
+    expected = list(truth.states.shape[:2])
+    checks.that(list(residual.shape[:2]) == expected, f"a residual {expected} + [...]", list(residual.shape))
+    worst = float(residual.abs().max())
+    checks.that(worst <= OBEYED, "a residual of zero on the truth", f"{worst:.3g}")
+    leaf = truth.states.clone().requires_grad_()
+    with torch.enable_grad():
+        value = constraint.residual(truth.replace(states=leaf))
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    checks.that(finite(gradient), "a residual that can be differentiated where it is zero")
+    wrong = truth.replace(
+        states=truth.states * torch.linspace(1.0, 2.0, len(truth.times))[:, None].to(truth.states)
+    )
+    checks.that(
+        bool((constraint.residual(wrong).abs() > OBEYED).any()), "a residual on a trajectory that is blown up"
+    )
+
+
+def check_metric(checks: Checks, build: Callable[[System], Metric], worlds: list[World]) -> None:
+    """On every world; at least one must be measurable."""
+    reasons: list[str] = []
+    for world in worlds:
+        truth = world.truth()
+        try:
+            scores = _scored(build(world.system), world, truth, truth)
+        except (NotMeasurable, ValueError, TypeError) as error:
+            reasons.append(f"on {world.name}: {error}")
+            continue
+        measured = [name for name, score in scores.items() if not score.reason]
+        reasons += [
+            f"on {world.name}: {name}: {score.reason}" for name, score in scores.items() if score.reason
+        ]
+        if measured:
+            _check_scores(checks, build, world, truth, scores)
+            return
+    raise AssertionError("no world it can measure; give system=...\n    " + "\n    ".join(reasons))
+
+
+def _scored(metric: Metric, world: World, truth: Trajectory, guess: Trajectory) -> Mapping[str, Score]:
+    model = Truth(world.system, truth)
+    model.known = truth
+    return metric.score(truth, guess, model)
+
+
+def _check_scores(
+    checks: Checks,
+    build: Callable[[System], Metric],
+    world: World,
+    truth: Trajectory,
+    scores: Mapping[str, Score],
+) -> None:
+    good = isinstance(scores, Mapping) and all(isinstance(score, Score) for score in scores.values())
+    checks.that(good, "a mapping of names to Score", repr(scores)[:80])
+    before = truth.states.clone()
+    with checks.leaving_random_state("score"):
+        again = _scored(build(world.system), world, truth, truth)
+    checks.that(torch.equal(truth.states, before), "score to leave the trajectories it is given as they are")
+    order = torch.arange(1, len(truth) + 1) % len(truth)
+    wrong = _scored(build(world.system), world, truth, truth.rows(order))
+    for name, score in scores.items():
+        _check_score(checks, name, score)
+        same = [shown(_number(one)) for one in (score, again[name])]
+        checks.that(same[0] == same[1], f"{name} to be the same when it is asked for again", same)
+        if score.better and not score.dims and not score.reason and name in wrong and not wrong[name].reason:
+            _check_direction(checks, name, score, wrong[name])
+
+
+def _check_score(checks: Checks, name: str, score: Score) -> None:
+    value = torch.as_tensor(score.value, dtype=torch.float64)
+    checks.that(value.dim() == len(score.dims), f"{name}: a name for each of {value.dim()} dims", score.dims)
+    checks.that(
+        score.better in ("lower", "higher", ""), f"{name}: better lower, higher or empty", score.better
+    )
+    if not score.dims:
+        known = math.isfinite(float(value)) or bool(score.reason)
+        checks.that(known, f"{name}: a finite number, or a reason why there is none", value)
+    if score.interval is not None:
+        low, high = score.interval
+        checks.that(low <= high, f"{name}: an interval from low to high", score.interval)
+
+
+def _check_direction(checks: Checks, name: str, right: Score, wrong: Score) -> None:
+    sign = 1 if right.better == "lower" else -1
+    gap = sign * (_number(wrong) - _number(right))
+    found = f"{_number(right):.3g} for the truth and {_number(wrong):.3g} for another trajectory's"
+    checks.that(gap >= -1e-9, f"{name} ({right.better} is better) not to be worse for the truth", found)
+
+
+def _number(score: Score) -> float:
+    value = torch.as_tensor(score.value, dtype=torch.float64)
+    return float(value) if value.dim() == 0 else float(value.nansum())
