@@ -61,7 +61,7 @@ def oscillator_energy(x):
 GRIDS = {
     "runge_kutta4": (1600, 3200),
     "leapfrog": (400, 800),
-    "implicit_midpoint": (800, 1600),
+    "implicit_midpoint": (500, 1000),
     "yoshida4": (400, 800),
     "yoshida6": (400, 800),
 }

@@ -144,10 +144,10 @@ def test_time_reaches_the_field_in_full_precision(name):
 
 @pytest.mark.parametrize("name", [*all_solvers(None), "dopri5"])
 def test_times_may_run_backwards(name):
-    solver = (all_solvers(0.002) | {"dopri5": TorchDiffEq()})[name]
+    solver = (all_solvers(0.005) | {"dopri5": TorchDiffEq()})[name]
     start = states(2, 2)
     back = solver.solve(Oscillator(), exact(start, UNEVEN)[:, -1], UNEVEN.flip(0), None, None)
-    assert (back[:, -1] - start).abs().max() < 1e-2
+    assert (back[:, -1] - start).abs().max() < 0.03
 
 
 @pytest.mark.parametrize("name", [name for name, s in all_solvers(None).items() if name not in FIXED])
