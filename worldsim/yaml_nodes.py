@@ -17,6 +17,7 @@ MAX_DEPTH = 64
 MAX_NODES = 200_000
 MAX_ALIASES = 100
 MAX_PROBLEMS = 100
+MAX_SHOWN = 12
 
 Location: TypeAlias = tuple[str | int, ...]
 Place: TypeAlias = tuple[int, int]
@@ -55,9 +56,9 @@ class Enough(Exception):
 
 
 def dotted(loc: Location) -> str:
-    """``("models", "flow", "constraints", 0)`` as ``models.flow.constraints[0]``."""
-    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc)
-    return text.removeprefix(".") or "(file)"
+    """``("models", "flow", "constraints", 0)`` as ``models.flow.constraints[0]``; cut where very deep."""
+    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc[:MAX_SHOWN])
+    return (text.removeprefix(".") or "(file)") + ("..." if len(loc) > MAX_SHOWN else "")
 
 
 @dataclass(slots=True)

@@ -51,6 +51,8 @@ def explain(error: yaml.MarkedYAMLError, text: str) -> tuple[tuple[int, int], st
     if start and mark and _began_wrong(said, start.line, mark.line):
         mark = start
     place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    if "mapping values" in said and (above := _glued_above(text, place[0])):
+        place, said = (above, 1), "simple key"
     char = line_of(text, place[0])[place[1] - 1 : place[1]]
     if char == "\t":
         said = "violates indentation"
@@ -63,6 +65,12 @@ def _began_wrong(said: str, start: int, noticed: int) -> bool:
     """Whether the fault lies where the construct began rather than where the parser noticed."""
     unclosed = noticed != start and "flow" in said
     return unclosed or "simple key" in said or ("quoted scalar" in said and "end of" in said)
+
+
+def _glued_above(text: str, number: int) -> int:
+    """The line above ``number`` if it is ``key:value`` without a space, which YAML reads as text that goes on
+    in the next line; else 0."""
+    return number - 1 if number > 1 and re.match(r"\s*\w+:[^\s/]", line_of(text, number - 1)) else 0
 
 
 def line_of(text: str, number: int) -> str:
