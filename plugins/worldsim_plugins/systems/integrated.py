@@ -4,8 +4,8 @@ The flow is Gauss-Legendre collocation with eight stages (order 16; Butcher 1964
 *Geometric Numerical Integration*, II.1.3), its stages found by Picard iteration. Each row takes steps as long
 as the iteration and the decay of the slope's Legendre coefficients allow at the rounding level, and no row
 sees another: a trajectory has the same bits in every batch. Measured on the pendulum against Jacobi's
-elliptic functions: error below 3e-11 at t = 100 (l / g)^1/2 over energies on both sides of the separatrix,
-energy 2e-13, whatever the step of the time grid.
+elliptic functions: error below 1e-10 at t = 100 (l / g)^1/2 over energies on both sides of the separatrix,
+energy 4e-13, whatever the step of the time grid.
 """
 
 from __future__ import annotations
@@ -106,21 +106,24 @@ def step(field: Field, x: Tensor, h: Tensor, u: Tensor | None) -> tuple[Tensor, 
     slope = field(x, u).expand(STAGES, *x.shape)
     scale = x.abs().flatten(1).amax(1) + h.abs() * slope[0].abs().flatten(1).amax(1)
     moving = torch.ones(len(x), dtype=torch.bool)
-    for _ in range(ITERATIONS):
-        better = field(x + wide * weighted(A, slope), u)
-        change = h.abs() * (better - slope).abs().amax(own) / scale
+    for _ in range(ITERATIONS // 2):
+        before = field(x + wide * weighted(A, slope), u)
+        better = field(x + wide * weighted(A, before), u)
+        change = h.abs() * (better - before).abs().amax(own) / scale
         slope = torch.where(moving.reshape(wide.shape), better, slope)
         moving = moving & ~(change <= SETTLED)
         if not moving.any():
             break
-    # The Legendre coefficients of the slope decay geometrically and the step errs by the one of degree
-    # 2 * STAGES, which is about the square of that of degree STAGES over the largest.
+    # The Legendre coefficients of the slope decay geometrically, and the step errs by that of degree
+    # 2 * STAGES: measured from those of degree STAGES - 2 and STAGES - 1.
     tail, largest = weighted(TAIL, slope).abs().amax(own), slope.abs().amax(own)
-    unresolved = h.abs() * tail.square() / (SETTLED * scale * largest)
+    decayed = (tail / largest).pow(2 * STAGES / (STAGES - 2))
+    unresolved = h.abs() * largest * decayed / (SETTLED * scale)
     unsettled = torch.where(moving, change / TOLERATED, 0.0)
     excess = torch.maximum(unresolved, unsettled).clamp_min(1e-30)
-    still = largest == 0
-    return x + wide * weighted(B, slope), excess.masked_fill(still, 1e-30).nan_to_num(math.inf, math.inf)
+    return x + wide * weighted(B, slope), excess.masked_fill(largest == 0, 1e-30).nan_to_num(
+        math.inf, math.inf
+    )
 
 
 def weighted(weights: Tensor, slope: Tensor) -> Tensor:
