@@ -60,7 +60,7 @@ models:
   flow: {name: flow, constraints: [{name: energy, mechanisms: [projection], weight: 0.1}]}
 fit: {steps: 10, batch: 8}
 constraints: [energy]
-metrics: [rollout, {name: invariants, splits: [test]}]
+metrics: [rollout, {name: invariants}]
 baselines: [truth, persistence]
 draws: 1
 seeds: [0, 1]
