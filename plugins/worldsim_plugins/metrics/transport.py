@@ -24,6 +24,7 @@ from worldsim.protocols import HasActions, Metric, Model, System
 from worldsim_plugins.metrics.comparison import compare, component_scale, within
 
 LARGEST_UNFLOORED_DIMENSION = 4
+BLOCK = 1024
 
 
 class Transport(NamedTuple):
@@ -185,28 +186,28 @@ class Wasserstein:
         n = len(truth) if self.feature == "state" else min(len(truth), self.points)
         key = (n, tuple(truth.times.tolist()), tuple(frames.tolist()), tuple(scale.tolist()))
         if key not in self._floors:
-            generator = torch.Generator().manual_seed(self.seed)
             try:
-                pairs = [self.pair(n, truth.times, frames, scale, generator) for _ in range(self.pairs)]
+                samples = self.samples(n, truth.times, frames, scale)
             except (NotMeasurable, ValueError) as reason:
                 self._floors[key] = [], str(reason)
             else:
+                pairs = zip(samples[::2], samples[1::2])
                 self._floors[key] = [wasserstein2(*pair).W2_squared for pair in pairs], ""
         return self._floors[key]
 
-    def pair(
-        self, n: int, times: Tensor, frames: Tensor, scale: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Two independent samples of the truth, each from ``n`` trajectories."""
-        states, valid = self.afresh(2 * n, times, frames, generator)
-        first, second = (
-            self.sample(states[half] / scale, valid[half]) for half in (slice(0, n), slice(n, None))
-        )
-        if first.shape == second.shape and torch.equal(first, second):
+    def samples(self, n: int, times: Tensor, frames: Tensor, scale: Tensor) -> list[Tensor]:
+        """Two independent samples of the truth for each pair, each from ``n`` trajectories."""
+        generator, count = torch.Generator().manual_seed(self.seed), 2 * self.pairs
+        # One call for many starts: the cost of a simulation is mostly per call.
+        sizes = [min(BLOCK, count * n - first) for first in range(0, count * n, BLOCK)]
+        blocks = [self.afresh(size, times, frames, generator) for size in sizes]
+        states, valid = (torch.cat(parts).split(n) for parts in zip(*blocks))
+        samples = [self.sample(x / scale, reached) for x, reached in zip(states, valid)]
+        if samples[0].shape == samples[1].shape and torch.equal(samples[0], samples[1]):
             raise NotMeasurable(
-                f"two samples of {type(self.system).__name__} are the same: its starts are fixed"
+                f"the starts of {type(self.system).__name__} are fixed: no two samples differ"
             )
-        return first, second
+        return samples
 
     def afresh(
         self, n: int, times: Tensor, frames: Tensor, generator: torch.Generator
