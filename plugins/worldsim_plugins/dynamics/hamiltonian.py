@@ -68,7 +68,10 @@ class Hamiltonian(nn.Module):
         separable: Separate = False,
         each_body: EachBody = False,
         loss: Loss = "rollout",
-        solver: Solver | None = None,
+        solver: Annotated[
+            Solver | None,
+            Field(description="integrator; null for leapfrog when separable, else implicit_midpoint"),
+        ] = None,
     ) -> None:
         super().__init__()
         check_canonical(truth)

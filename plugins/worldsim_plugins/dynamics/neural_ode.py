@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from worldsim import Trajectory, hookimpl
@@ -37,7 +39,10 @@ class NeuralODE(nn.Module):
         activation: Activation = "tanh",
         each_body: EachBody = False,
         loss: Loss = "rollout",
-        solver: Solver | None = None,
+        solver: Annotated[
+            Solver | None,
+            Field(description="integrator; null for torchdiffeq's rk4, one step between saved times"),
+        ] = None,
     ) -> None:
         super().__init__()
         self.axes = vector_field.state_axes(truth, each_body)
