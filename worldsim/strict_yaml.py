@@ -104,7 +104,9 @@ def _check_characters(text: str, path: Path) -> None:
         return
     problems: list[Problem] = []
     for number, line in enumerate(LINE_BREAK.split(text), start=1):
-        if (found := CONTROL.search(line)) and len(problems) < MAX_PROBLEMS:
+        if len(problems) == MAX_PROBLEMS:
+            break
+        if found := CONTROL.search(line):
             char = found.group()
             name = unicodedata.name(char, "a control character").lower()
             message = f"character U+{ord(char):04X} ({name}) is not allowed"
