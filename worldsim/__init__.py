@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -40,6 +42,21 @@ _PUBLIC = {
     "load": "reading",
 }
 __all__ = ["__version__", *_PUBLIC]
+
+
+class _Package(ModuleType):
+    """Keeps ``worldsim.run`` the function: importing the module ``worldsim.run`` would put itself there."""
+
+    @property
+    def run(self) -> Any:
+        return __getattr__("run")
+
+    @run.setter
+    def run(self, module: ModuleType) -> None:
+        """The module stays reachable by import statements, which look in ``sys.modules``."""
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

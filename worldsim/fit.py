@@ -97,7 +97,7 @@ def _step(
     loss = model.loss(windows(train, settings.batch, settings.window, generator(seed, "batch", state.step)))
     if not bool(torch.isfinite(loss)):
         raise FitDiverged(
-            f"the loss is {float(loss)} at step {state.step}; lower fit.learning_rate or fit.clip"
+            f"the loss is {float(loss.detach())} at step {state.step}; lower fit.learning_rate or fit.clip"
         )
     optimiser.zero_grad(set_to_none=True)
     loss.backward()

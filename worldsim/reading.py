@@ -69,7 +69,7 @@ class Reader:
             if key not in self.data:
                 self.problem((), f"{key!r} is missing", f"every scenario needs {', '.join(REQUIRED)}")
         about = self.text("about")
-        system = self.component("system", ("system",)) if "system" in self.data else None
+        system = self.component("system", ("system",), self.data["system"]) if "system" in self.data else None
         data = self.section(DataSettings, ("data",)) if "data" in self.data else None
         if data is not None:
             self.check_data(data)
@@ -109,7 +109,9 @@ class Reader:
     def integer(self, key: str, default: int, low: int, high: int) -> int:
         value = self.data.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            self.problem((key,), f"expected an integer from {low} to {high}, found {value!r}")
+            self.problem(
+                (key,), f"expected an integer from {low} to {high}, found {value!r}", f"default: {default}"
+            )
             return default
         return value
 
@@ -122,9 +124,10 @@ class Reader:
             return []
         for index, seed in enumerate(value):
             if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
-                self.problem(("seeds", index), f"expected an integer from 0 to 2147483647, found {seed!r}")
+                self.problem(("seeds", index), f"expected an integer from 0 to 2147483647, found {seed!r}",
+                             "for example seeds: [0, 1, 2]")  # fmt: skip
             elif seed in value[:index]:
-                self.problem(("seeds", index), f"seed {seed} is listed twice")
+                self.problem(("seeds", index), f"seed {seed} is listed twice", "take one of them out")
         return [seed for seed in value if isinstance(seed, int)]
 
     def section(self, kind: type[Any], loc: Location, default: Mapping[str, Any] | None = None) -> Any:
@@ -143,9 +146,7 @@ class Reader:
                 self.problem((*loc, *at), message, hint)
             return None
 
-    def component(self, noun: str, loc: Location, value: Any = None) -> Component | None:
-        if value is None:
-            value = self.data[str(loc[0])]
+    def component(self, noun: str, loc: Location, value: Any) -> Component | None:
         try:
             return component(noun, value, self.plugins)
         except ParamErrors as errors:
@@ -175,10 +176,12 @@ class Reader:
                 splits = item["splits"]
                 item = {key: part for key, part in item.items() if key != "splits"}
                 known = [] if data is None else [n for n in data.splits if n not in ("train", "validation")]
-                for wrong in [s for s in splits if s not in known] if isinstance(splits, list) else [splits]:
+                wrong = [s for s in splits if s not in known] if isinstance(splits, list) else [splits]
+                for word in wrong:
                     self.problem(
-                        ("metrics", index, "splits"), f"no scored split {wrong!r}", f"allowed: {known}"
+                        ("metrics", index, "splits"), f"no scored split {word!r}", f"allowed: {known}"
                     )
+                splits = [] if wrong else splits
             part = self.component("metric", ("metrics", index), item)
             if part is not None:
                 specs.append(MetricSpec(part, tuple(splits)))
@@ -187,7 +190,8 @@ class Reader:
     def models(self, fit: FitSettings) -> dict[str, ModelSpec]:
         value = self.data.get("models", {})
         if not isinstance(value, Mapping) or ("models" in self.data and not value):
-            self.problem(("models",), f"expected a mapping of labels to models, found {value!r}")
+            self.problem(("models",), f"expected a mapping of labels to models, found {value!r}",
+                         "for example models: {ours: {name: neural_ode}}")  # fmt: skip
             return {}
         found = {label: self.model(label, item, fit) for label, item in value.items()}
         return {label: spec for label, spec in found.items() if spec is not None}
@@ -217,7 +221,9 @@ class Reader:
 
     def uses(self, loc: Location, value: Any) -> tuple[ConstraintUse, ...]:
         if not isinstance(value, list):
-            self.problem(loc, f"expected a list of constraints, found {value!r}")
+            self.problem(
+                loc, f"expected a list of constraints, found {value!r}", "for example [{name: energy}]"
+            )
             return ()
         found = [self.use((*loc, index), item) for index, item in enumerate(value)]
         return tuple(use for use in found if use is not None)
@@ -238,7 +244,9 @@ class Reader:
             )
         weight = item.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
-            self.problem((*loc, "weight"), f"expected a number >= 0, found {weight!r}")
+            self.problem(
+                (*loc, "weight"), f"expected a number >= 0, found {weight!r}", "for example weight: 0.1"
+            )
             weight = 1.0
         part = self.component("constraint", loc, rest)
         if part is None or wrong:
@@ -257,7 +265,7 @@ class Reader:
                 hint = did_you_mean(str(name), BASELINE_NAMES)
                 self.problem(("baselines", index), f"there is no baseline {name!r}", hint)
             elif name in value[:index]:
-                self.problem(("baselines", index), f"{name!r} is listed twice")
+                self.problem(("baselines", index), f"{name!r} is listed twice", "take one of them out")
         return value
 
     def check_data(self, data: DataSettings) -> None:
@@ -268,18 +276,23 @@ class Reader:
                 )
         for name, split in data.splits.items():
             loc = ("data", "splits", name)
-            frames = split.horizon / data.step
+            frames = min(split.horizon / data.step, 2.0 * MAX_FRAMES)
             if not IDENTIFIER.fullmatch(name):
                 self.problem(loc, f"{name!r} cannot name a split", "use letters, digits, . _ and -")
             if round(frames) < data.context:
                 self.problem((*loc, "horizon"), f"a horizon of {split.horizon} leaves no frame to forecast",
                              f"use more than context * step = {data.context * data.step}")  # fmt: skip
-            elif abs(frames - round(frames)) > 1e-6 * max(frames, 1):
-                self.problem(
-                    (*loc, "horizon"), f"{split.horizon} is not a multiple of data.step = {data.step}"
-                )
             elif frames > MAX_FRAMES:
-                self.problem((*loc, "horizon"), f"{frames:.0f} frames; at most {MAX_FRAMES} are allowed")
+                self.problem(
+                    (*loc, "horizon"),
+                    f"more than {MAX_FRAMES} frames",
+                    "use a shorter horizon or a longer data.step",
+                )
+            elif abs(frames - round(frames)) > 1e-6 * max(frames, 1):
+                near = f"the nearest is {round(frames) * data.step:g}"
+                self.problem(
+                    (*loc, "horizon"), f"{split.horizon} is not a multiple of data.step = {data.step}", near
+                )
 
     def check_splits(self, scenario: Scenario) -> None:
         """Each split's own system parameters, checked as the system's are."""

@@ -81,7 +81,7 @@ def _by_split(results: Results, entries: Iterable[Any]) -> dict[str, list[xr.Dat
 
 def _stacked(parts: list[xr.Dataset]) -> xr.Dataset:
     """One block over (model, seed); a baseline exists at seed 0 alone, and is NaN at the others."""
-    return xr.combine_by_coords(parts, combine_attrs="drop_conflicts", join="outer")  # type: ignore[return-value]
+    return xr.combine_by_coords(parts, combine_attrs="drop_conflicts", join="outer", compat="no_conflicts")  # type: ignore[return-value]
 
 
 def scores(results: Results) -> xr.Dataset:
