@@ -339,9 +339,11 @@ def with_default(argument: ast.arg, default: ast.expr | None) -> str:
 
 
 def prose(doc: str | None) -> str:
-    """A docstring as Markdown: aligned and indented blocks stay as they are, double backticks become single."""
+    """A docstring as Markdown; aligned and indented blocks stay as they are."""
     blocks = re.split(r"\n\s*\n", inspect.cleandoc(doc or ""))
-    return "\n\n".join(fence(block, "text") if is_table(block) else escaped(block) for block in blocks if block)
+    return "\n\n".join(
+        fence(block, "text") if is_table(block) else escaped(block) for block in blocks if block
+    )
 
 
 def is_table(block: str) -> bool:
