@@ -74,6 +74,7 @@ class Registry:
 
     providers: list[Provider] = field(default_factory=list)
     broken: list[Broken] = field(default_factory=list)
+    only: str | None = None
     manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager("worldsim"))
 
     def __post_init__(self) -> None:
@@ -83,13 +84,10 @@ class Registry:
         """Import and register one plugin; whatever goes wrong is kept, not raised."""
         try:
             module = load()
-            self.manager.register(module, name=str(provider))
-            self.manager.check_pending()
+            self._register(module, str(provider))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may even call sys.exit at import
-            if self.manager.get_plugin(str(provider)) is not None:
-                self.manager.unregister(name=str(provider))
             self.broken.append(Broken(provider, _reason(error), traceback.format_exc()))
             return
         self.providers.append(
@@ -102,6 +100,18 @@ class Registry:
                 str(getattr(module, "cache_version", "")) + _source_hash(provider, module),
             )
         )
+
+    def _register(self, module: ModuleType, name: str) -> None:
+        """All of a module's hooks, or none of them; another plugin of the same name stays as it is."""
+        if self.manager.has_plugin(name):
+            raise PluginError("a plugin of the same name is loaded already; rename one of them")
+        try:
+            self.manager.register(module, name=name)
+            self.manager.check_pending()
+        except BaseException:
+            if self.manager.has_plugin(name):
+                self.manager.unregister(name=name)
+            raise
 
     @cached_property
     def tables(self) -> dict[str, dict[str, list[tuple[Callable[..., Any], Provider]]]]:
@@ -188,19 +198,25 @@ class Registry:
     def why_missing(self, noun: str, name: str) -> str:
         """Near names, and the plugins that failed to load and might have had it."""
         hint = did_you_mean(name.rpartition("/")[2], self.names(noun))
+        if self.only is not None:
+            hint += f"; WORLDSIM_PLUGINS={self.only} leaves out the other plugins"
         if self.broken:
             hint += "; plugins that failed to load: " + "; ".join(map(str, self.broken))
         return hint
 
     def scenario_folders(self) -> dict[str, Path]:
         """Suite name -> folder, over every plugin that brings scenarios."""
+        return dict(self._folders)
+
+    @cached_property
+    def _folders(self) -> dict[str, Path]:
         folders: dict[str, Path] = {}
         for provider, given in self._ask("worldsim_scenarios"):
-            root = Path(given)
-            if not root.is_dir():
-                self.broken.append(Broken(provider, f"worldsim_scenarios: {root} is not a folder"))
+            if not isinstance(given, str | os.PathLike) or not Path(given).is_dir():
+                reason = f"worldsim_scenarios must return a folder that is there, it returned {given!r}"
+                self.broken.append(Broken(provider, reason))
                 continue
-            for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+            for folder in sorted(path for path in Path(given).iterdir() if path.is_dir()):
                 folders.setdefault(folder.name, folder)
         return folders
 
@@ -285,7 +301,7 @@ def load_plugins(files: tuple[Path, ...] = (), only: str | None = None) -> Regis
 
     ``only`` is the value of ``WORLDSIM_PLUGINS``: None for all, "none", or names with commas between.
     """
-    registry = Registry()
+    registry = Registry(only=only)
     points = entry_points(group=hookspecs.ENTRY_POINT_GROUP)
     for point in sorted(points, key=lambda p: (p.name, p.dist.name if p.dist else "")):
         if _allowed(point.name, only):
@@ -298,4 +314,5 @@ def load_plugins(files: tuple[Path, ...] = (), only: str | None = None) -> Regis
 
 def registry(files: tuple[Path, ...] = ()) -> Registry:
     """The plugins of this process, as ``WORLDSIM_PLUGINS`` restricts them."""
-    return load_plugins(tuple(Path(file).resolve() for file in files), os.environ.get("WORLDSIM_PLUGINS"))
+    found = tuple(dict.fromkeys(Path(file).resolve() for file in files))
+    return load_plugins(found, os.environ.get("WORLDSIM_PLUGINS"))
