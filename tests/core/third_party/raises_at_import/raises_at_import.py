@@ -1,0 +1,3 @@
+"""Broken: a dependency that is not there."""
+
+raise ImportError("libmissing.so cannot be opened")
