@@ -45,7 +45,8 @@ def read_scenarios(targets: Iterable[str | Path], plugins: Sequence[str | Path] 
     known = registry(tuple(map(Path, plugins)))
     scenarios: list[Scenario] = []
     problems: list[Problem] = []
-    for path in [path for target in targets for path in scenario_files(target, known)]:
+    files = [path for target in targets for path in scenario_files(target, known)]
+    for path in {path.resolve(): path for path in files}.values():
         try:
             scenarios.append(load(path, plugins=plugins))
         except ScenarioError as error:
@@ -92,6 +93,7 @@ def run(
     checked_dtype(dtype)
     scenarios = gather(target, plugins)
     cases = [c for s in scenarios for c in s.cases(device=device, dtype=dtype)]
+    refuse_unknown(cases, models, seeds)
     root = Path(out)
     write_plan(root, scenarios, cases)
     chosen = [task_of(case, root, plugins) for case in cases if wanted(case, models, seeds)]
@@ -112,6 +114,20 @@ def gather(target: Any, plugins: Sequence[str | Path]) -> list[Scenario]:
     scenarios = ready + (read_scenarios(paths, plugins) if paths else [])
     _refuse_twins(scenarios)
     return scenarios
+
+
+def refuse_unknown(cases: Sequence[Case], models: Sequence[str] | None, seeds: Sequence[int] | None) -> None:
+    """Raises WorldsimError for a model or a seed that no scenario has, instead of running nothing."""
+    labels = {case.model for case in cases}
+    for label in models or ():
+        if label not in labels:
+            raise WorldsimError(
+                f"no scenario has a model or baseline {label!r}; {did_you_mean(label, labels)}"
+            )
+    numbers = sorted({case.seed for case in cases if not case.is_baseline})
+    for seed in seeds or ():
+        if seed not in numbers:
+            raise WorldsimError(f"no scenario has the seed {seed}; allowed: {', '.join(map(str, numbers))}")
 
 
 def wanted(case: Case, models: Sequence[str] | None, seeds: Sequence[int] | None) -> bool:

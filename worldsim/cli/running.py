@@ -153,11 +153,12 @@ def planned(
     dtype: str,
 ) -> list[tuple[Case, str]]:
     """Every case that is asked for, and what there is to do: "run", "retry", "score" or nothing ("kept")."""
-    from worldsim.batch import wanted
+    from worldsim.batch import refuse_unknown, wanted
     from worldsim.store import Store
 
     store = Store(out)
     cases = [case for scenario in scenarios for case in scenario.cases(device=device, dtype=dtype)]
+    refuse_unknown(cases, models, seeds)
     return [(case, state_of(case, store)) for case in cases if wanted(case, models or None, seeds or None)]
 
 
