@@ -175,8 +175,8 @@ def write_plan(root: Path, scenarios: Sequence[Scenario], cases: Sequence[Case])
     ]  # fmt: skip
     documents |= {scenario.name: dict(scenario.document) for scenario in scenarios}
     lock = {"schema": 1, "scenarios": documents, "environment": environment()}
-    write_text(root / LOCK, json.dumps(lock, indent=1, sort_keys=True))
-    write_text(root / PLAN, "".join(json.dumps(line, sort_keys=True) + "\n" for line in [*old, *new]))
+    write_text(root / LOCK, json.dumps(lock, indent=1))
+    write_text(root / PLAN, "".join(json.dumps(line) + "\n" for line in [*old, *new]))
 
 
 def metric_names(parts: Sequence[Any]) -> dict[str, str]:

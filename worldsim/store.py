@@ -93,7 +93,7 @@ class Store:
             raise ResultError(f"{path} cannot be read ({error}); delete it, and it is fitted again") from None
 
     def keep_scores(self, run_key: str, metric_key: str, document: Mapping[str, Any]) -> None:
-        write_text(self.score_path(run_key, metric_key), json.dumps(document, sort_keys=True))
+        write_text(self.score_path(run_key, metric_key), json.dumps(document))
 
     def open_scores(self, run_key: str, metric_key: str) -> dict[str, Any] | None:
         path = self.score_path(run_key, metric_key)
@@ -146,7 +146,7 @@ def open_zip(path: Path) -> xr.DataTree:
     try:
         with zipfile.ZipFile(path) as archive:
             memory = {name: buffer.from_bytes(archive.read(name)) for name in archive.namelist()}
-        store = MemoryStore(memory, read_only=True)
+        store: Any = MemoryStore(memory, read_only=True)
         tree = xr.open_datatree(store, engine="zarr", consolidated=False, decode_times=False).load()
         return tree.map_over_datasets(with_labels)  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +26,7 @@ class Summary:
 
     scenario: str
     split: str
+    metric: str
     name: str
     model: str
     baseline: bool
@@ -40,12 +41,24 @@ class Summary:
     reasons: tuple[str, ...]
 
 
+def scalars(rows: Iterable[Row]) -> Iterator[Row]:
+    """Scalar scores; an array along one labelled axis gives one for each label, ``name[label]``."""
+    for row in rows:
+        score = row.score
+        labels = score.coords.get(score.dims[0]) if len(score.dims) == 1 else None
+        if not score.dims:
+            yield row
+        elif labels is not None and all(isinstance(label, str) for label in labels):
+            for label, value in zip(labels, np.asarray(score.value), strict=True):
+                one = replace(score, value=float(value), dims=(), coords={}, interval=None)
+                yield replace(row, name=f"{row.name}[{label}]", score=one)
+
+
 def summarise(rows: Iterable[Row]) -> list[Summary]:
     """Scalar scores, grouped over seeds, in the order they come."""
     groups: dict[tuple[str, str, str, str], list[Row]] = {}
-    for row in rows:
-        if not row.score.dims:
-            groups.setdefault((row.scenario, row.split, row.name, row.model), []).append(row)
+    for row in scalars(rows):
+        groups.setdefault((row.scenario, row.split, row.name, row.model), []).append(row)
     return [_summary(group) for group in groups.values()]
 
 
@@ -57,7 +70,7 @@ def _summary(group: Sequence[Row]) -> Summary:
         low, high = own
     floors = [row.score.floor for row in group if row.score.floor is not None]
     return Summary(
-        first.scenario, first.split, first.name, first.model, first.baseline, tuple(good),
+        first.scenario, first.split, first.metric, first.name, first.model, first.baseline, tuple(good),
         float(np.mean(good)) if good else math.nan, low, high,
         float(np.mean(floors)) if floors else None,
         first.score.better, first.score.units, first.score.n,
@@ -100,8 +113,8 @@ def heading(summary: Summary) -> str:
     return f"{summary.name}{unit}{arrow}"
 
 
-HEADLINES = 6
-"""Scores in the terminal's table of a scenario; the report has all of them."""
+HEADLINES = 2
+"""Scores of a metric in the terminal's table, the first that it names; the report has all of them."""
 
 
 def terminal_tables(results: Results, every: bool = False) -> list[Table]:
@@ -114,7 +127,7 @@ def terminal_tables(results: Results, every: bool = False) -> list[Table]:
         for split in dict.fromkeys(s.split for s in summaries):
             part = [s for s in summaries if s.split == split and (every or s.better)]
             names = list(dict.fromkeys(s.name for s in part))
-            names = names if every else names[:HEADLINES]
+            names = names if every else headlines(part)
             table = Table(
                 title=f"{scenario} · {split}", caption=results.about(scenario), title_justify="left"
             )
@@ -128,6 +141,16 @@ def terminal_tables(results: Results, every: bool = False) -> list[Table]:
                 table.add_row(model, *cells, style=style)
             tables.append(table)
     return tables
+
+
+def headlines(summaries: Sequence[Summary]) -> list[str]:
+    """The first scores of each metric; the labels of one score count as one."""
+    by_metric: dict[str, dict[str, dict[str, None]]] = {}
+    for summary in summaries:
+        score = summary.name.partition("[")[0]
+        by_metric.setdefault(summary.metric, {}).setdefault(score, {})[summary.name] = None
+    firsts = [names for scores in by_metric.values() for names in list(scores.values())[:HEADLINES]]
+    return [name for names in firsts for name in names]
 
 
 def as_html(results: Results) -> str:
