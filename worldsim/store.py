@@ -148,7 +148,7 @@ def open_zip(path: Path) -> xr.DataTree:
             memory = {name: buffer.from_bytes(archive.read(name)) for name in archive.namelist()}
         store: Any = MemoryStore(memory, read_only=True)
         tree = xr.open_datatree(store, engine="zarr", consolidated=False, decode_times=False).load()
-        return tree.map_over_datasets(with_labels)  # type: ignore[arg-type]
+        return tree.map_over_datasets(with_labels)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ResultError(f"{path} is damaged ({error}); delete it, and the case runs again") from None
 
