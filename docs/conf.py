@@ -14,5 +14,6 @@ release = __version__
 extensions = ["myst_parser", "generated"]
 exclude_patterns = ["_build", "_ext"]
 myst_heading_anchors = 3
+smartquotes = False  # "lattice" is YAML
 html_theme = "furo"
 html_title = f"worldsim {release}"
