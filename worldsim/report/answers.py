@@ -61,13 +61,9 @@ def _single(board: Board) -> str:
     trivial = _trivial(board)
     rivals = [s for s in ranked if s not in ours and s.model not in trivial]
     ahead = [s for s in rivals if board.at_least(s.mean, ours[0].mean) and not _level(s, ours[0])]
-    parts = [_behind(board, ahead[0], ours[0]) if ahead else _ahead(board, ours, rivals)]
+    parts = [_behind(board, ahead[0], ours[0]) if ahead else _ahead(board, ours, rivals, trivial)]
     parts += [_truth(board)] if _truth(board) else []
     text = "; ".join(parts) + "."
-    if trivial and not ahead:
-        text += (
-            f" {_listed(trivial)} {'meets' if len(trivial) == 1 else 'meet'} it without following the truth."
-        )
     return text + _left_out(board)
 
 
@@ -80,7 +76,7 @@ def _behind(board: Board, winner: Standing, ours: Standing) -> str:
     )
 
 
-def _ahead(board: Board, ours: Sequence[Standing], rivals: Sequence[Standing]) -> str:
+def _ahead(board: Board, ours: Sequence[Standing], rivals: Sequence[Standing], trivial: Sequence[str]) -> str:
     best = ours[0]
     level = [s.model for s in (*ours, *rivals) if _level(s, best)]
     rivals = [s for s in rivals if not _level(s, best)]
@@ -90,8 +86,8 @@ def _ahead(board: Board, ours: Sequence[Standing], rivals: Sequence[Standing]) -
         text = f"{best.model} has {phrase(board.name)} {_value(best, board)}"
     else:
         text = _compared(board, best, (ours[1:] or rivals)[0])
-    if rivals and len(ours) > 1:
-        text += f"; {'each' if len(level) > 1 else 'it'} beats {_beaten(rivals)}"
+    if rivals and len(ours) + len(rivals) > 2:
+        text += f"; {'each' if len(level) > 1 else 'it'} beats {_beaten(rivals, trivial)}"
     return text
 
 
@@ -99,10 +95,13 @@ def _level(one: Standing, other: Standing) -> bool:
     return math.isclose(one.mean, other.mean, rel_tol=1e-9)
 
 
-def _beaten(rivals: Sequence[Standing]) -> str:
+def _beaten(rivals: Sequence[Standing], trivial: Sequence[str]) -> str:
     references = [s.model for s in rivals if s.kind == "reference"]
-    names = [*references, *(["every baseline"] if len(references) < len(rivals) else [])]
-    return _listed(names)
+    every = "every baseline"
+    if trivial:
+        verb = "scores" if len(trivial) == 1 else "score"
+        every += f" but {_listed(trivial)}, which {verb} like the truth without following it"
+    return _listed([*references, *([every] if len(references) < len(rivals) else [])])
 
 
 def _compared(board: Board, best: Standing, other: Standing) -> str:

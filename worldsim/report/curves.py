@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from worldsim.report.answers import begun, phrase
+from worldsim.report.answers import begun, number, phrase
 from worldsim.report.plots import (
     INK,
     Panel,
@@ -15,9 +15,9 @@ from worldsim.report.plots import (
     Style,
     axis,
     band,
-    decades,
     layout,
     line,
+    log_range,
     named,
     packed,
     plain,
@@ -30,6 +30,9 @@ YEAR = 365.25
 ARROWS = {"lower": "↓ lower is better", "higher": "↑ higher is better"}
 RANKS = {"learned": 1000, "model": 1000, "reference": 2000, "truth": 3000, "baseline": 4000}
 """Of the kinds in a legend."""
+MODELS = ("learned", "model", "reference")
+FAR_BELOW = 1e3
+"""A truth this many times below everybody is told in words: an axis that holds it shows nothing else."""
 Looks = Mapping[str, Style]
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -48,25 +51,33 @@ def dots(groups: Sequence[Sequence[Board]], looks: Looks) -> Panel | None:
 
 def _dots(board: Board, looks: Looks) -> Plot:
     shown = [s for s in board.standings if s.values]
-    values = [v for s in shown for v in s.values.values()]
     open_ended = board.better == "lower" or board.units not in ("", "1")
-    log = decades([values], 30) if open_ended else 0.0
-    data = [trace for s in shown for trace in _dot(s, looks[s.model], log > 0)]
+    near = [[*s.values.values(), *s.spread] for s in _near(shown)]
+    powers = log_range(near, 30) if open_ended else None
+    data = [trace for s in shown for trace in _dot(s, looks[s.model], powers)]
     title = f"{phrase(board.name)}{f', {board.label}' if board.label else ''}"
-    y = axis(named(ARROWS[board.better], board.units), log, **({} if log else {"rangemode": "tozero"}))
+    from_zero = {} if powers else {"rangemode": "tozero"}
+    y = axis(named(ARROWS[board.better], board.units), powers, **from_zero)
     floors = [s.floor for s in shown if s.floor is not None]
-    shapes = [_rule(float(np.mean(floors)))] if floors and (not log or np.mean(floors) > 0) else []
+    shapes = [_rule(float(np.mean(floors)))] if floors and (not powers or np.mean(floors) > 0) else []
     return Plot(tuple(data), layout(axis("", tickangle=-38, type="category"), y, title, shapes=shapes))
 
 
-def _dot(s: Standing, style: Style, log: bool) -> list[dict[str, Any]]:
-    """A bar and the seeds over it; exact zeros have no place on a logarithmic axis and are told in words."""
+def _near(shown: Sequence[Standing]) -> list[Standing]:
+    """Everybody but a truth that is far below all others."""
+    others = [v for s in shown if s.kind != "truth" for v in s.values.values() if v > 0]
+    least = min(others, default=0.0) / FAR_BELOW
+    return [s for s in shown if s.kind != "truth" or max(s.values.values()) >= least]
+
+
+def _dot(s: Standing, style: Style, powers: Sequence[float] | None) -> list[dict[str, Any]]:
+    """A bar and the seeds over it; who is below a logarithmic axis (a zero, for one) is told in words."""
     low, high = s.spread
     values = list(s.values.values())
-    zero = log and max(values) <= 0
-    at = plain(f"{s.model} = 0" if zero else s.model)
-    if log:
-        low = low if low > 0 else min((v for v in values if v > 0), default=high)
+    below = powers is not None and max(values) < 10 ** powers[0]
+    at = plain(f"{s.model} = {number(s.mean)}" if below else s.model)
+    if powers and low <= 0:
+        low = min((v for v in values if v > 0), default=high)
     bar = {
         "type": "scatter", "mode": "lines", "x": [at] * 2, "y": packed([low, high]), "opacity": 0.3,
         "line": {"color": style.colour, "width": 7}, "hoverinfo": "skip", "showlegend": False,
@@ -105,7 +116,10 @@ def _growth_panel(rows: Sequence[Row], found: Sequence[Board], looks: Looks, uni
     caption = "Mean over seeds; the band goes from the smallest to the largest seed. "
     caption += "A line that stops belongs to rollouts that are no longer finite. "
     caption += "Dotted verticals: valid time of the models." if marks else ""
-    data, x, y = _growth(_curves(rows), looks, unit, named(phrase(stem), score.units))
+    curves = _curves(rows)
+    data, x, y = _growth(curves, looks, unit, named(phrase(stem), score.units))
+    below = _below(curves, looks)
+    caption += f" Off this picture, far below: {', '.join(below)}." if below else ""
     plot = Plot(data, layout(x, y, shapes=marks))
     return Panel(f"{begun(phrase(stem))} over time", caption, (plot,), 1)
 
@@ -148,15 +162,25 @@ def _growth(
         times, shown_unit = clock(curves[model][0], unit)
         values = curves[model][1]
         if len(values) > 1 and style.kind not in ("baseline", "truth"):
-            data += band(model, style, times, _positive(values.min(0)), values.max(0))
+            data += band(model, style, times, _positive(values.min(0), values.max(0)), values.max(0))
         data.append(line(model, style, times, values.mean(0), legendrank=RANKS[style.kind] + len(data)))
-    span = decades([*(values for _, values in curves.values()), levels])
-    return tuple(data), axis(named("time", shown_unit)), axis(label, span)
+    hidden = _below(curves, looks)
+    powers = log_range([*(values for model, (_, values) in curves.items() if model not in hidden), levels])
+    return tuple(data), axis(named("time", shown_unit)), axis(label, powers)
 
 
-def _positive(values: Any) -> Any:
-    """A band that reaches zero has no lower edge on a logarithmic axis."""
-    return np.where(values > 0, values, np.nan) if (values > 0).any() and not (values < 0).any() else values
+def _below(curves: Curves, looks: Looks) -> list[str]:
+    """The truth, where it is so far below everybody that a picture with it in shows nothing else."""
+    truths = [model for model in curves if looks[model].kind == "truth"]
+    others = [values[values > 0] for model, (_, values) in curves.items() if model not in truths]
+    least = min((float(np.quantile(v, 0.01)) for v in others if len(v)), default=0.0) / FAR_BELOW
+    return [model for model in truths if np.nanmax(curves[model][1], initial=0.0) < least]
+
+
+def _positive(low: Any, high: Any) -> Any:
+    """A band's lower edge; one that reaches zero has none on a logarithmic axis, and is drawn far down."""
+    high = high[high > 0]
+    return np.maximum(low, high.min() * 1e-9) if len(high) and not (low < 0).any() else low
 
 
 def _marks(found: Sequence[Board], looks: Looks, times: Any, unit: str) -> list[dict[str, Any]]:
@@ -166,7 +190,7 @@ def _marks(found: Sequence[Board], looks: Looks, times: Any, unit: str) -> list[
     marks = []
     for board in found:
         for s in board.standings if board.name == "valid_time" else ():
-            if s.values and looks[s.model].kind in ("learned", "model", "reference"):
+            if s.values and looks[s.model].kind in MODELS:
                 at = float((start + s.mean) * scale)
                 dots = {"color": looks[s.model].colour, "width": 1.5, "dash": "dot"}
                 ends = {"yref": "paper", "y0": 0, "y1": 1, "x0": at, "x1": at}
@@ -204,9 +228,7 @@ def _floors(rows: Sequence[Row], of: Row) -> list[float]:
 
 def pairs(rows: Sequence[Row], looks: Looks, unit: str) -> list[Panel]:
     """Distances between the futures of pairs that are equivalent, against pairs that are not."""
-    arrays = [
-        row for row in rows if row.score.dims == ("pair", "time") and looks[row.model].kind != "baseline"
-    ]
+    arrays = [row for row in rows if row.score.dims == ("pair", "time") and looks[row.model].kind in MODELS]
     panels = []
     for stem in dict.fromkeys(
         r.name.removesuffix("_equivalent") for r in arrays if r.name.endswith("_equivalent")
@@ -214,17 +236,14 @@ def pairs(rows: Sequence[Row], looks: Looks, unit: str) -> list[Panel]:
         same, other = (
             _by_model(r for r in arrays if r.name == f"{stem}_{w}") for w in ("equivalent", "distinct")
         )
-        level = [
-            float(r.score.value)
-            for r in rows
-            if r.name == "threshold" and not r.score.dims and not r.score.reason
-        ]
-        everything = [np.asarray(r.score.value) for group in (*same.values(), *other.values()) for r in group]
-        log = decades(everything)
-        plots = tuple(
-            _pair_plot(model, same[model], other.get(model, []), looks, unit, level[:1], log)
+        found = {
+            model: {"distinct": _spread(other.get(model, [])), "equivalent": _spread(same[model])}
             for model in same
-        )
+        }
+        lines = [v for parts in found.values() for _, v in parts.values()]
+        powers = log_range(v[v > v.max() * 1e-6] for v in lines if v.size)
+        level = [_rule(v) for v in _threshold(rows)]
+        plots = tuple(_pair_plot(model, found[model], looks[model], unit, powers, level) for model in found)
         caption = (
             "Two histories that the world cannot tell apart should be continued alike: their distance "
             "(colour) stays below the threshold (dotted), that of unlike histories (grey) above. Lines are "
@@ -234,40 +253,40 @@ def pairs(rows: Sequence[Row], looks: Looks, unit: str) -> list[Panel]:
     return panels
 
 
+def _threshold(rows: Sequence[Row]) -> list[float]:
+    found = [r.score for r in rows if r.name == "threshold" and not r.score.dims and not r.score.reason]
+    return [float(score.value) for score in found[:1]]
+
+
+def _spread(rows: Sequence[Row]) -> tuple[Array, Array]:
+    """Times, and the 10 %, 50 % and 90 % quantiles over pairs and seeds ``[quantile, time]``."""
+    if not rows:
+        return np.zeros(0), np.zeros((3, 0))
+    values = np.concatenate([np.asarray(r.score.value, dtype=float) for r in rows])
+    times = np.asarray(rows[0].score.coords.get("time", np.arange(values.shape[1])), dtype=float)
+    keep = thinned(len(times))
+    return times[keep], _quantiles(values[:, keep])
+
+
 def _pair_plot(
-    model: str,
-    same: Sequence[Row],
-    other: Sequence[Row],
-    looks: Looks,
-    unit: str,
-    level: Sequence[float],
-    log: float,
-) -> Plot:
+    model: str, found: Mapping[str, tuple[Array, Array]], look: Style, unit: str,
+    powers: Sequence[float] | None, level: Sequence[Mapping[str, Any]],
+) -> Plot:  # fmt: skip
     grey = Style("#777777", "dash", "circle", "baseline")
     data: list[dict[str, Any]] = []
     shown_unit = unit
-    for rows, style, name in ((other, grey, "distinct"), (same, looks[model], "equivalent")):
-        if not rows:
+    for name, (at, (low, middle, high)) in found.items():
+        if not len(at):
             continue
-        values = np.concatenate([np.asarray(r.score.value, dtype=float) for r in rows])
-        times, shown_unit = clock(rows[0].score.coords.get("time", np.arange(values.shape[1])), unit)
-        keep = thinned(values.shape[1])
-        low, middle, high = _quantiles(values[:, keep])
-        data += band(name, style, times[keep], _positive(low) if log else low, high)
-        data.append(line(name, style, times[keep], middle, line={"width": 2.2}))
-    y = axis("distance", log)
-    inside = {
-        "x": 0.98,
-        "xanchor": "right",
-        "y": 0.02,
-        "yanchor": "bottom",
-        "bgcolor": "rgba(255,255,255,0.8)",
-    }
-    drawn = layout(axis(named("time", shown_unit)), y, model, legend=inside, shapes=[_rule(v) for v in level])
-    return Plot(tuple(data), drawn)
+        style = look if name == "equivalent" else grey
+        times, shown_unit = clock(at, unit)
+        data += band(name, style, times, _positive(low, high), high)
+        data.append(line(name, style, times, middle, line={"width": 2.2}))
+    x, y = axis(named("time", shown_unit)), axis("distance", powers)
+    return Plot(tuple(data), layout(x, y, model, showlegend=False, shapes=list(level)))
 
 
-def _quantiles(values: Any) -> Any:
+def _quantiles(values: Array) -> Array:
     """10 %, 50 % and 90 % over pairs at each time; NaN where none is finite."""
     found = np.full((3, values.shape[1]), np.nan)
     for i, column in enumerate(values.T):
@@ -281,7 +300,7 @@ def couplings(rows: Sequence[Row], looks: Looks) -> list[Panel]:
     """Which predicted point each true one is carried to, in the truth's two leading principal axes."""
     kept: dict[str, dict[str, Row]] = {}
     for row in rows:
-        if row.name.startswith("coupling_") and looks[row.model].kind != "baseline":
+        if row.name.startswith("coupling_") and looks[row.model].kind in MODELS:
             kept.setdefault(row.model, {}).setdefault(row.name, row)
     plots = tuple(_coupling(model, found, looks[model]) for model, found in kept.items() if len(found) == 3)
     caption = (
@@ -305,9 +324,8 @@ def _coupling(model: str, found: Mapping[str, Row], style: Style) -> Plot:
         {**dot, "name": "prediction", "x": packed(guess[:, 0]), "y": packed(guess[:, 1]),
          "marker": {"color": style.colour, "size": 5}},
     )  # fmt: skip
-    below = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": 1.0, "yanchor": "bottom"}
     return Plot(
-        data, layout(axis("principal axis 1"), axis("principal axis 2"), model, legend=below), square=True
+        data, layout(axis("principal axis 1"), axis("principal axis 2"), model, showlegend=False), square=True
     )
 
 

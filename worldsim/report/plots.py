@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,24 +122,27 @@ def band(name: str, style: Style, x: Any, low: Any, high: Any) -> list[dict[str,
     ]
 
 
-def decades(values: Sequence[Any], from_ratio: float = 50.0) -> float:
-    """How many powers of ten positive values span, where only a logarithmic axis shows them all; else 0."""
-    flat = np.concatenate([np.ravel(np.asarray(v, dtype=float)) for v in values]) if values else np.zeros(0)
+def log_range(values: Iterable[Any], from_ratio: float = 50.0) -> list[float] | None:
+    """The powers of ten between which positive values lie, where only a logarithmic axis shows them all."""
+    flat = np.concatenate([np.zeros(0), *(np.ravel(np.asarray(v, dtype=float)) for v in values)])
     flat = flat[np.isfinite(flat)]
     good = flat[flat > 0]
     if (flat < 0).any() or not len(good) or good.max() / good.min() <= from_ratio:
-        return 0.0
-    return float(np.log10(good.max()) - np.log10(good.min()))
+        return None
+    low, high = float(np.log10(good.min())), float(np.log10(good.max()))
+    room = 0.05 * (high - low)
+    return [low - room, high + room]
 
 
-def axis(title: str, decades: float = 0.0, **more: Any) -> dict[str, Any]:
-    """Linear, or logarithmic where it spans some ``decades``."""
+def axis(title: str, powers: Sequence[float] | None = None, **more: Any) -> dict[str, Any]:
+    """Linear, or logarithmic between two ``powers`` of ten."""
     shown: dict[str, Any] = {
         "title": {"text": plain(title), "standoff": 8}, "gridcolor": RULE, "zeroline": False,
         "showline": True, "linecolor": INK, "ticks": "outside", "ticklen": 4, "automargin": True,
     }  # fmt: skip
-    if decades:
-        shown |= {"type": "log", "exponentformat": "power", "dtick": max(1, round(decades / 6))}
+    if powers:
+        step = max(1, round((powers[1] - powers[0]) / 6))
+        shown |= {"type": "log", "exponentformat": "power", "dtick": step, "range": list(powers)}
     return {**shown, **more}
 
 

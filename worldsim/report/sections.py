@@ -12,7 +12,7 @@ from worldsim.report.answers import answer, number
 from worldsim.report.curves import couplings, dots, growth, growth_by_label, pairs
 from worldsim.report.plots import Panel, Plot, Style, styles
 from worldsim.report.portraits import portraits
-from worldsim.report.standings import Board, Kind, Standing, boards, headlines, kinds, main_split
+from worldsim.report.standings import Board, Kind, Standing, boards, headlines, is_variant, kinds, main_split
 from worldsim.results import Entry, Results, Row
 
 ARROWS = {"lower": "↓", "higher": "↑", "": ""}
@@ -23,7 +23,9 @@ class Cell:
     """A number with its interval, or why there is none."""
 
     text: str
-    detail: str
+    detail: str = ""
+    note: str = ""
+    reasons: str = ""
     best: bool = False
     kind: str = ""
 
@@ -42,11 +44,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """Every score of one split, what ranks first, descriptions apart."""
+    """Every score of one split: what ranks, what is a variant of it, and what only describes."""
 
     split: str
     models: tuple[tuple[str, Kind], ...]
     lines: tuple[Line, ...]
+    variants: tuple[Line, ...]
     descriptions: tuple[Line, ...]
 
 
@@ -93,7 +96,7 @@ def section(results: Results, scenario: str) -> Section:
     """Read what is kept of a scenario, and what is not."""
     entries = [entry for entry in results.entries if entry.scenario == scenario]
     status = {entry.key: results.status(entry) for entry in entries}
-    rows = list(results.rows(scenario))
+    rows = _in_order(list(results.rows(scenario)), results.document(scenario))
     kind = kinds(rows, learns(results, scenario))
     found = boards(rows, kind)
     split = main_split(found)
@@ -122,6 +125,18 @@ def _failures(results: Results, entries: Sequence[Entry], status: Mapping[str, s
             fate = (entry.model, status[entry.key], results.failure(entry))
             found.setdefault(fate, []).append("" if entry.baseline else str(entry.seed))
     return tuple(Failure(*fate, tuple(filter(None, seeds)), len(seeds)) for fate, seeds in found.items())
+
+
+def _in_order(rows: Sequence[Row], document: Mapping[str, Any]) -> list[Row]:
+    """Rows by the order in which the scenario names its metrics: what it asks for first comes first."""
+    specs = [*document.get("metrics", ()), *document.get("constraints", ())]
+    names = [str(s if isinstance(s, str) else s.get("name", "")).rpartition("/")[2] for s in specs]
+    place = {name: i for i, name in reversed(list(enumerate(names)))}
+
+    def key(row: Row) -> int:
+        return place.get(row.metric, place.get(row.metric.rpartition("_")[0], len(names)))
+
+    return sorted(rows, key=key)
 
 
 def learns(results: Results, scenario: str) -> dict[str, bool]:
@@ -188,12 +203,11 @@ def _table(found: Sequence[Board], split: str, kind: dict[str, Kind]) -> Table:
     models = [model for model in kind if any(board.of(model) for board in mine)]
     order: list[Kind] = ["learned", "model", "reference", "truth", "baseline"]
     models.sort(key=lambda model: order.index(kind[model]))
-    return Table(
-        split,
-        tuple((model, kind[model]) for model in models),
-        tuple(_line(board, models) for board in mine if board.better),
-        tuple(_line(board, models) for board in mine if not board.better),
-    )
+    names = {board.name for board in mine}
+    sorts: tuple[list[Line], ...] = ([], [], [])
+    for board in mine:
+        sorts[2 if not board.better else int(is_variant(board.name, names))].append(_line(board, models))
+    return Table(split, tuple((model, kind[model]) for model in models), *map(tuple, sorts))
 
 
 def _line(board: Board, models: Sequence[str]) -> Line:
@@ -212,15 +226,14 @@ def _floor(floors: Sequence[float]) -> str:
 
 def _cell(standing: Standing | None, best: bool) -> Cell:
     if standing is None:
-        return Cell("–", "")
+        return Cell("–")
     reasons = "; ".join(standing.reasons)
     if not standing.values:
-        return Cell("not measurable", reasons, kind=standing.kind)
+        return Cell("", note="not measurable", reasons=reasons, kind=standing.kind)
     low, high = standing.spread
     detail = "" if low == high or not math.isfinite(low + high) else f"{number(low)} to {number(high)}"
-    if reasons:
-        detail = f"{detail}; not measurable on some seeds: {reasons}".lstrip("; ")
-    return Cell(number(standing.mean), detail, best, standing.kind)
+    note = f"{len(standing.values)} seeds, others not measurable" if reasons else ""
+    return Cell(number(standing.mean), detail, note, reasons, best, standing.kind)
 
 
 def _downloads(scenario: str, found: Sequence[Board]) -> list[dict[str, Any]]:

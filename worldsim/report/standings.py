@@ -139,6 +139,11 @@ def _standing(model: str, kind: Kind, rows: Sequence[Row]) -> Standing:
     )  # fmt: skip
 
 
+def is_variant(name: str, names: Iterable[str]) -> bool:
+    """Whether a score is named after another one: ``W2_squared`` after ``W2``."""
+    return any(name.startswith(f"{other}_") for other in names)
+
+
 def main_split(found: Sequence[Board]) -> str:
     """ "test", or the first one where there is none of that name."""
     splits = list(dict.fromkeys(board.split for board in found))
@@ -160,7 +165,7 @@ def headlines(found: Sequence[Board], split: str, each: int = 2) -> list[list[Bo
         ordered = sorted(groups, key=lambda n: (not groups[n][0].label, -len(groups[n][0].standings)))
         names: list[str] = []
         for name in ordered:
-            if not any(name.startswith(f"{other}_") for other in groups if other != name):
+            if not is_variant(name, groups):
                 names.append(name)
         chosen += [groups[name] for name in names[:each]]
     return chosen
