@@ -59,16 +59,9 @@ def show(results: Path, every: bool) -> None:
 )
 def report(results: Path, output: Path | None) -> None:
     """Write the HTML report, one file for offline reading."""
-    from worldsim.errors import WorldsimError
+    from worldsim.report import write_report
 
-    found = opened(results)
-    try:
-        from worldsim.report import write_report
-
-        written = write_report(found, output or results / "report.html")
-    except ImportError as error:
-        raise WorldsimError(f"{error.name} is missing; pip install 'worldsim[report]'") from None
-    click.echo(f"report: {written}")
+    click.echo(f"report: {write_report(opened(results), output or results / 'report.html')}")
 
 
 @click.command()

@@ -90,6 +90,8 @@ def run(
     warn_about(known)
     refuse_unwritable(out)
     todo = [case for case, state in planned(scenarios, out, models, seeds, device, dtype) if state != "kept"]
+    if not todo:
+        click.echo("nothing to compute: every case is kept")
     failed = 0
     with progress(len(todo), known) as finished:
 
@@ -133,15 +135,13 @@ def refuse_unwritable(folder: Path) -> None:
 
 def report_or_hint(results: Results, path: Path) -> None:
     """Write the report; without its libraries say how to have them, for the results are kept all the same."""
-    try:
-        from worldsim.report import write_report
+    from worldsim.errors import WorldsimError
+    from worldsim.report import write_report
 
-        written = write_report(results, path)
-    except ImportError as error:
-        hint = f"pip install 'worldsim[report]', then worldsim report {path.parent}"
-        click.echo(f"no report: {error.name} is missing; {hint}", err=True)
-    else:
-        click.echo(f"report: {written}")
+    try:
+        click.echo(f"report: {write_report(results, path)}")
+    except WorldsimError as error:
+        click.echo(f"no report: {error}", err=True)
 
 
 def planned(
