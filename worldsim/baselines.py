@@ -14,7 +14,6 @@ from torch import Tensor
 from worldsim.errors import NotMeasurable
 from worldsim.protocols import HasAutomaton, Restartable, System, Trajectory
 
-
 EXACT = "donot_use_mm_for_euclid_dist"
 """Distances by differences: through a matrix product a state is not at distance 0 from itself."""
 

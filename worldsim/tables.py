@@ -59,7 +59,18 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
     groups: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in scalars(rows):
         groups.setdefault((row.scenario, row.split, row.name, row.model), []).append(row)
-    return [_summary(group) for group in groups.values()]
+    return _with_floors([_summary(group) for group in groups.values()])
+
+
+def _with_floors(summaries: list[Summary]) -> list[Summary]:
+    """Where a metric gives no floor of its own, the true system's score stands for it."""
+    truth = {(s.scenario, s.split, s.name): s.mean for s in summaries if s.baseline and s.model == "truth"}
+
+    def floor(summary: Summary) -> float | None:
+        own = truth.get((summary.scenario, summary.split, summary.name))
+        return own if summary.floor is None and summary.better else summary.floor
+
+    return [replace(summary, floor=floor(summary)) for summary in summaries]
 
 
 def _summary(group: Sequence[Row]) -> Summary:

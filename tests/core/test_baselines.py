@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+
 from worldsim.baselines import BASELINES, unavailable
 from worldsim.errors import NotMeasurable
 from worldsim.plugins import registry
-from worldsim.protocols import Trajectory
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+
 from worldsim.fit import FitDiverged, fit, windows
 from worldsim.protocols import Trajectory
 from worldsim.scenario import FitSettings
@@ -67,9 +68,8 @@ def test_early_stop_keeps_the_best_weights():
 
 def test_progress_is_reported():
     seen = []
-    weights_after(
-        FitSettings(steps=50, validate_every=20), progress=lambda step, losses: seen.append((step, set(losses)))
-    )
+    settings = FitSettings(steps=50, validate_every=20)
+    weights_after(settings, progress=lambda step, losses: seen.append((step, set(losses))))
     assert [step for step, _ in seen] == [20, 40, 50]
     assert seen[0][1] == {"train", "validation"}
 

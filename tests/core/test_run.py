@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
-import worldsim
 import xarray as xr
+
+import worldsim
 from worldsim.errors import DeviceError, ResultError, ScenarioError, WorldsimError
 from worldsim.plugins import registry
 from worldsim.reading import from_document
@@ -90,7 +91,8 @@ def test_nothing_is_done_twice(kept):
 def test_a_new_metric_retrains_nothing(kept):
     fits = {path: path.stat().st_mtime_ns for path in (kept.root / "fits").iterdir()}
     runs = files(kept.root, "runs")
-    more = scenario(metrics=["rollout", "invariants", {"name": "transport", "splits": ["test"], "points": 16}])
+    transport = {"name": "transport", "splits": ["test"], "points": 16, "minimum": 4}
+    more = scenario(metrics=["rollout", "invariants", transport])
     results = worldsim.run(more, out=kept.root)
     assert {path: path.stat().st_mtime_ns for path in (kept.root / "fits").iterdir()} == fits
     assert files(kept.root, "runs") == runs
@@ -136,11 +138,11 @@ def test_what_means_something_changes_the_key(path, value):
 
 
 def test_the_projected_flow_keeps_its_energy(kept):
-    worst = [row.score.value for row in kept.rows("tiny") if row.model == "flow" and row.name == "violation_energy_max"]
+    rows = [row for row in kept.rows("tiny") if row.name == "violation_energy_max"]
+    worst = [row.score.value for row in rows if row.model == "flow"]
     assert len(worst) == 2 * 2
     assert max(worst) < 1e-9
-    free = [row.score.value for row in kept.rows("tiny") if row.model == "ode" and row.name == "violation_energy_max"]
-    assert min(free) > 1e-3
+    assert min(row.score.value for row in rows if row.model == "ode") > 1e-3
 
 
 def test_the_truth_makes_no_error(kept):
@@ -151,7 +153,8 @@ def test_the_truth_makes_no_error(kept):
 
 def test_a_kept_model_rolls_out_on_a_users_own_data(kept):
     model = worldsim.load_model(kept, "ode", seed=1)
-    own = worldsim.Trajectory(torch.tensor([[[[0.3, 0.0]]]], dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    given = torch.tensor([[[[0.3, 0.0]]]], dtype=torch.float64)
+    own = worldsim.Trajectory(given, torch.zeros(1, dtype=torch.float64))
     times = torch.arange(4, dtype=torch.float64) * 0.25
     guess = model.rollout(own, times, None, 2, torch.Generator().manual_seed(0))
     assert guess.states.shape == (1, 2, 4, 2)
@@ -165,12 +168,14 @@ def test_results_open_as_xarray(kept):
     tree = xr.open_datatree(kept.root, engine="worldsim")
     assert tree["scores"]["value"].dims == ("scenario", "model", "seed", "score")
     value = tree["scores"]["value"].sel(scenario="tiny", model="ode", seed=1, score="test/nrmse")
-    row = next(r for r in kept.rows("tiny") if (r.model, r.seed, r.split, r.name) == ("ode", 1, "test", "nrmse"))
+    wanted = ("ode", 1, "test", "nrmse")
+    row = next(r for r in kept.rows("tiny") if (r.model, r.seed, r.split, r.name) == wanted)
     assert float(value) == row.score.value
     state = tree["tiny/longer"]["state"].sel(model="flow", seed=0)
     assert np.array_equal(state, kept.rollouts("tiny", "flow", 0)["longer"]["state"])
     one = next((kept.root / "runs").rglob("*.zarr.zip"))
-    assert xr.open_dataset(one, engine="worldsim", group="test")["state"].dims[:3] == ("trajectory", "draw", "time")
+    state = xr.open_dataset(one, engine="worldsim", group="test")["state"]
+    assert state.dims[:3] == ("trajectory", "draw", "time")
 
 
 def test_a_case_that_fails_is_kept_as_a_failure_and_harms_no_other(tmp_path):
@@ -179,10 +184,11 @@ def test_a_case_that_fails_is_kept_as_a_failure_and_harms_no_other(tmp_path):
         "from worldsim import hookimpl\n"
         "class Exploding:\n"
         "    def loss(self, truth):\n        raise RuntimeError('boom')\n"
-        "    def rollout(self, context, times, actions, draws, generator):\n        raise RuntimeError('boom')\n"
+        "    def rollout(self, *given):\n        raise RuntimeError('boom')\n"
         "@hookimpl\ndef worldsim_dynamics():\n    return {'exploding': Exploding}\n"
     )
-    document = {**copy.deepcopy(DOCUMENT), "models": {"bad": "exploding"}, "seeds": [0], "baselines": ["persistence"]}
+    document = {**copy.deepcopy(DOCUMENT), "models": {"bad": "exploding"}, "seeds": [0]}
+    document["baselines"] = ["persistence"]
     broken = from_document(document, "tiny", registry((plugin,)))
     results = worldsim.run(broken, out=tmp_path / "out", plugins=[plugin])
     assert {e.model: results.status(e) for e in results.entries} == {"bad": "failed", "persistence": "done"}
@@ -198,10 +204,7 @@ def test_children_give_the_same_bits(kept, tmp_path):
 
 
 def test_an_absent_device_is_refused_before_anything_is_computed(tmp_path):
-    if torch.cuda.is_available():
-        absent = "cuda:99"
-    else:
-        absent = "cuda"
+    absent = "cuda:99" if torch.cuda.is_available() else "cuda"
     with pytest.raises(DeviceError, match="this machine has"):
         worldsim.run(scenario(), out=tmp_path / "out", device=absent)
     with pytest.raises(DeviceError, match="float16"):

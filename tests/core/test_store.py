@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+
 from worldsim.errors import ResultError
 from worldsim.store import Store, provenance_of, write_whole, zip_tree
 

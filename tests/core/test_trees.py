@@ -2,6 +2,7 @@
 
 import torch
 import xarray as xr
+
 from worldsim.protocols import Trajectory
 from worldsim.trees import from_dataset, to_dataset
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+
 from worldsim.protocols import Trajectory
 from worldsim.wrapped import Use, Wrapped, scaling_of
 
@@ -41,7 +42,8 @@ def truth(n=7, frames=5):
     rng = torch.Generator().manual_seed(0)
     states = 3 + 10 * torch.randn(n, 1, frames, 2, dtype=torch.float64, generator=rng)
     times = torch.arange(frames, dtype=torch.float64)
-    return Trajectory(states, times, observables={"derivative": states * 2}, axes=("component",), units={"x": "m"})
+    observables = {"derivative": states * 2}
+    return Trajectory(states, times, observables=observables, axes=("component",), units={"x": "m"})
 
 
 def wrapped(data, **options):
