@@ -6,7 +6,7 @@ import base64
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -19,6 +19,10 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa3377", "#e69f00", "#56b4e9", "#7
 GREYS = ("#8a8a8a", "#a9a9a9", "#6e6e6e", "#bcbcbc", "#7c7c7c", "#9a9a9a")
 DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot", "2px 5px")
 TRUTH = "#111111"
+MODELS: tuple[Kind, ...] = ("learned", "model", "reference")
+FAR_BELOW = 1e3
+"""A truth this many times below everybody is told in words: an axis that holds it shows nothing else."""
+YEAR = 365.25
 INK, RULE = "#222222", "#e4e4e4"
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 
@@ -42,6 +46,10 @@ class Style:
     def faint(self) -> str:
         red, green, blue = (int(self.colour[i : i + 2], 16) for i in (1, 3, 5))
         return f"rgba({red},{green},{blue},0.16)"
+
+
+Looks = Mapping[str, Style]
+Array: TypeAlias = "np.ndarray[Any, Any]"
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ def packed(values: Any) -> dict[str, str] | list[Any]:
     return {"dtype": "f4", "bdata": base64.b64encode(small.tobytes()).decode()}
 
 
-def thinned(count: int) -> np.ndarray[Any, Any]:
+def thinned(count: int) -> Array:
     """Indices of at most ``MOST_POINTS`` of ``count``, first and last among them."""
     return np.unique(np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(int))
 
@@ -172,3 +180,23 @@ def layout(x: Mapping[str, Any], y: Mapping[str, Any], title: str = "", **more: 
 
 def named(text: str, units: str) -> str:
     return f"{text} ({units})" if units not in ("", "1") else text
+
+
+def rule(level: float) -> dict[str, Any]:
+    """A dotted line across a plot."""
+    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level, "layer": "below",
+            "line": {"color": INK, "width": 1.3, "dash": "dot"}}  # fmt: skip
+
+
+def clock(times: Any, unit: str) -> tuple[Array, str]:
+    """Times as a reader counts them: many days are years."""
+    times = np.asarray(times, dtype=np.float64)
+    if unit == "d" and len(times) and times.max() > 2 * YEAR:
+        return times / YEAR, "years"
+    return times, "" if unit == "1" else unit
+
+
+def positive(low: Any, high: Any) -> Any:
+    """A band's lower edge; one that reaches zero has none on a logarithmic axis, and is drawn far down."""
+    high = high[high > 0]
+    return np.maximum(low, high.min() * 1e-9) if len(high) and not (low < 0).any() else low

@@ -8,8 +8,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from worldsim.errors import ResultError
-from worldsim.report.curves import clock
-from worldsim.report.plots import TRUTH, Panel, Plot, Style, axis, layout, line, named, packed, plain, thinned
+from worldsim.report.plots import (
+    TRUTH,
+    Looks,
+    Panel,
+    Plot,
+    Style,
+    axis,
+    clock,
+    layout,
+    line,
+    named,
+    packed,
+    plain,
+    thinned,
+)
 from worldsim.results import Results
 
 if TYPE_CHECKING:
@@ -17,7 +30,6 @@ if TYPE_CHECKING:
 
 MOST_TRAJECTORIES = 8
 MOST_STRIPS = 20
-Looks = Mapping[str, Style]
 
 
 def portraits(results: Results, scenario: str, split: str, looks: Looks) -> list[Panel]:

@@ -2,55 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from worldsim.errors import ResultError, WorldsimError
-from worldsim.report.answers import answer, number
-from worldsim.report.curves import couplings, dots, growth, growth_by_label, pairs
+from worldsim.report.answers import answer
+from worldsim.report.dots import dots
+from worldsim.report.growth import growth, growth_by_label
 from worldsim.report.plots import Panel, Plot, Style, styles
 from worldsim.report.portraits import portraits
-from worldsim.report.standings import Board, Kind, Standing, boards, headlines, is_variant, kinds, main_split
+from worldsim.report.samples import couplings, pairs
+from worldsim.report.standings import Board, Kind, boards, headlines, kinds, main_split
+from worldsim.report.tabulated import Table, downloads, table
 from worldsim.results import Entry, Results, Row
-
-ARROWS = {"lower": "↓", "higher": "↑", "": ""}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number with its interval, or why there is none."""
-
-    text: str
-    detail: str = ""
-    note: str = ""
-    reasons: str = ""
-    best: bool = False
-    kind: str = ""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One score of a table."""
-
-    metric: str
-    title: str
-    units: str
-    arrow: str
-    cells: tuple[Cell, ...]
-    floor: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """Every score of one split: what ranks, what is a variant of it, and what only describes."""
-
-    split: str
-    models: tuple[tuple[str, Kind], ...]
-    lines: tuple[Line, ...]
-    variants: tuple[Line, ...]
-    descriptions: tuple[Line, ...]
 
 
 @dataclass(frozen=True)
@@ -110,9 +75,9 @@ def section(results: Results, scenario: str) -> Section:
         keys=tuple(styles(kind).items()),
         panels=_placed(scenario, _panels(results, scenario, rows, found, kind)),
         tables=tuple(
-            _table(found, name, kind) for name in dict.fromkeys([split, *(b.split for b in found)]) if found
+            table(found, name, kind) for name in dict.fromkeys([split, *(b.split for b in found)]) if found
         ),
-        numbers=tuple(_downloads(scenario, found)),
+        numbers=tuple(downloads(scenario, found)),
         done=sum(state == "done" for state in status.values()),
     )
 
@@ -196,59 +161,3 @@ def _placed(scenario: str, panels: Sequence[Panel]) -> tuple[Panel, ...]:
         plots = (Drawn(q.data, q.layout, q.square, f"{scenario}-{p}-{i}") for i, q in enumerate(panel.plots))
         placed.append(Panel(panel.title, panel.caption, tuple(plots), panel.columns))
     return tuple(placed)
-
-
-def _table(found: Sequence[Board], split: str, kind: dict[str, Kind]) -> Table:
-    mine = [board for board in found if board.split == split]
-    models = [model for model in kind if any(board.of(model) for board in mine)]
-    order: list[Kind] = ["learned", "model", "reference", "truth", "baseline"]
-    models.sort(key=lambda model: order.index(kind[model]))
-    names = {board.name for board in mine}
-    sorts: tuple[list[Line], ...] = ([], [], [])
-    for board in mine:
-        sorts[2 if not board.better else int(is_variant(board.name, names))].append(_line(board, models))
-    return Table(split, tuple((model, kind[model]) for model in models), *map(tuple, sorts))
-
-
-def _line(board: Board, models: Sequence[str]) -> Line:
-    ranked = [s for s in board.ranked() if s.kind in ("learned", "model", "reference")]
-    best = {s.model for s in ranked if len(ranked) > 1 and s.mean == ranked[0].mean}
-    cells = tuple(_cell(board.of(model), model in best) for model in models)
-    floors = [s.floor for s in board.standings if s.floor is not None]
-    units = "" if board.units in ("", "1") else board.units
-    return Line(board.metric, board.title, units, ARROWS[board.better], cells, _floor(floors))
-
-
-def _floor(floors: Sequence[float]) -> str:
-    texts = list(dict.fromkeys(map(number, sorted(floors))))
-    return texts[0] if len(texts) == 1 else f"{texts[0]} to {texts[-1]}" if texts else ""
-
-
-def _cell(standing: Standing | None, best: bool) -> Cell:
-    if standing is None:
-        return Cell("–")
-    reasons = "; ".join(standing.reasons)
-    if not standing.values:
-        return Cell("", note="not measurable", reasons=reasons, kind=standing.kind)
-    low, high = standing.spread
-    detail = "" if low == high or not math.isfinite(low + high) else f"{number(low)} to {number(high)}"
-    note = f"{len(standing.values)} seeds, others not measurable" if reasons else ""
-    return Cell(number(standing.mean), detail, note, reasons, best, standing.kind)
-
-
-def _downloads(scenario: str, found: Sequence[Board]) -> list[dict[str, Any]]:
-    """A row for each seed, and one without a value for each model that has none."""
-    numbers = []
-    for board in found:
-        for s in board.standings:
-            shared = {
-                "scenario": scenario, "split": board.split, "metric": board.metric, "score": board.name,
-                "label": board.label, "model": s.model, "kind": s.kind, "better": board.better,
-                "units": board.units, "floor": s.floor if s.floor is None or math.isfinite(s.floor) else None,
-                "failed": s.failed, "reason": "; ".join(s.reasons),
-            }  # fmt: skip
-            for seed, value in s.values.items():
-                numbers.append({**shared, "seed": seed, "value": value if math.isfinite(value) else None})
-            if not s.values:
-                numbers.append({**shared, "seed": None, "value": None})
-    return numbers

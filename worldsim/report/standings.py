@@ -77,6 +77,13 @@ class Board:
         return one <= other if self.better == "lower" else one >= other
 
 
+def by_model(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    models: dict[str, list[Row]] = {}
+    for row in rows:
+        models.setdefault(row.model, []).append(row)
+    return models
+
+
 def kinds(rows: Sequence[Row], learns: Mapping[str, bool]) -> dict[str, Kind]:
     """Model -> kind. ``learns`` says which models are trained; who is not in it is just a "model"."""
     baseline = {row.model: row.baseline for row in rows}
