@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import xarray as xr
 
-from worldsim.baselines import BASELINES, Truth
+from worldsim.baselines import BASELINES, Baseline, Truth
 from worldsim.errors import DeviceError, WorldsimError
 from worldsim.fit import fit
 from worldsim.protocols import HasActions, Model, System, Trajectory
@@ -30,10 +30,7 @@ def build_model(case: Case, system: System, truth: dict[str, Trajectory]) -> Any
         return BASELINES[case.model](system, truth["train"])
     plugins, spec = case.scenario.registry, case.spec
     kind = getattr(plugins.builder("model", spec.component.name), "scaling", "component")
-    uses = [
-        Use(u.component.name, u.component.build(plugins, system=system), u.mechanisms, u.weight)
-        for u in spec.uses
-    ]
+    uses = build_uses(case, system)
 
     def build(example: Trajectory) -> Model:
         built: Model = spec.component.build(plugins, system=system, truth=example)
@@ -50,6 +47,15 @@ def build_model(case: Case, system: System, truth: dict[str, Trajectory]) -> Any
         if lacks:
             raise WorldsimError(f"{case.model!r} cannot be held to {use.name!r} by {', '.join(lacks)}")
     return model.to(device)
+
+
+def build_uses(case: Case, system: System) -> list[Use]:
+    """The constraints a model is held to, in the world of one split."""
+    plugins = case.scenario.registry
+    return [
+        Use(u.component.name, u.component.build(plugins, system=system), u.mechanisms, u.weight)
+        for u in case.spec.uses
+    ]
 
 
 def fit_model(case: Case, model: Any, truth: dict[str, Trajectory], store: Store) -> None:
@@ -81,15 +87,19 @@ def roll_out(case: Case, model: Any, truth: Trajectory, system: System) -> xr.Da
     """The forecast of one split beside its truth, from the last frame that was given."""
     last = case.scenario.data.context - 1
     future = truth.span(last)
-    prepare(model, future)
+    prepare(case, model, system, future)
     rng = generator(case.scenario.master_seed, case.scenario.world, "rollout", case.seed)
     actions = future.actions if isinstance(system, HasActions) else None
     guess = model.rollout(truth.span(0, last + 1), future.times, actions, case.scenario.draws, rng)
-    return to_dataset(future, guess.to(device="cpu"), system)
+    return to_dataset(future, guess, system)
 
 
-def prepare(model: Any, truth: Trajectory) -> None:
-    """Show the true system what it may have to replay."""
+def prepare(case: Case, model: Any, system: System, truth: Trajectory) -> None:
+    """Put a model into the world of a split: its constraints, the true system, and what that may replay."""
+    if isinstance(model, Baseline):
+        model.system = system
+    else:
+        model.uses = tuple(build_uses(case, system))
     if isinstance(model, Truth):
         model.known = truth
 

@@ -47,9 +47,11 @@ class Trajectory:
 
     @property
     def state_shape(self) -> tuple[int, ...]:
+        """Shape of one state: what follows ``[trajectory, draw, time]``."""
         return tuple(self.states.shape[3:])
 
     def replace(self, **changes: Any) -> Trajectory:
+        """The same trajectories with these fields changed."""
         return replace(self, **changes)
 
     def rows(self, index: Any) -> Trajectory:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from worldsim.errors import Problem, ScenarioError, did_you_mean
+from worldsim.errors import Problem, ScenarioError, WorldsimError, did_you_mean
 from worldsim.params import Component, ParamErrors, component, explain
 from worldsim.plugins import Registry, registry
 from worldsim.scenario import ConstraintUse, DataSettings, FitSettings, MetricSpec, ModelSpec, Scenario
@@ -319,8 +319,6 @@ class Reader:
 
     def check_capabilities(self, scenario: Scenario) -> Any:
         """What components say they need of the system (``needs``), before anything is computed."""
-        from worldsim import protocols
-
         try:
             system = scenario.system.build(self.plugins)
         except (ValueError, TypeError, ImportError) as error:
@@ -334,8 +332,34 @@ class Reader:
             parts.append((("models", label), model.component))
             parts += [(("models", label, "constraints", i), u.component) for i, u in enumerate(model.uses)]
         for loc, part in parts:
-            for need in getattr(self.plugins.builder(part.noun, part.name), "needs", ()):
-                if not isinstance(system, getattr(protocols, need)):
-                    message = f"{part.name!r} needs a system with {need}; {scenario.system.name!r} is none"
-                    self.problem(loc, message, (getattr(protocols, need).__doc__ or "").split("\n")[0])
+            self.check_part(loc, part, scenario.system.name, system)
+        for label, model in scenario.models.items():
+            self.check_mechanisms(label, model)
         return system
+
+    def check_part(self, loc: Location, part: Component, name: str, system: Any) -> None:
+        """What one component needs of the system, and whether it can be built for it."""
+        from worldsim import protocols
+
+        needs = getattr(self.plugins.builder(part.noun, part.name), "needs", ())
+        missing = [need for need in needs if not isinstance(system, getattr(protocols, need))]
+        for need in missing:
+            about = (getattr(protocols, need).__doc__ or "").split("\n")[0]
+            self.problem(loc, f"{part.name!r} needs a system with {need}; {name!r} is none", about)
+        if missing or part.noun not in ("constraint", "metric"):
+            return
+        try:
+            part.build(self.plugins, system=system)
+        except (ValueError, TypeError, WorldsimError) as error:
+            self.problem(loc, str(error))
+
+    def check_mechanisms(self, label: str, model: ModelSpec) -> None:
+        """Whether a model can be held to its constraints as it is asked to (where its builder is a class)."""
+        from worldsim.wrapped import missing_mechanisms
+
+        builder = self.plugins.builder("model", model.component.name)
+        for index, use in enumerate(model.uses):
+            lacks = missing_mechanisms(builder, use.mechanisms) if isinstance(builder, type) else []
+            if lacks:
+                loc = ("models", label, "constraints", index)
+                self.problem(loc, f"{model.component.name!r} cannot be held to it by {', '.join(lacks)}")

@@ -67,7 +67,7 @@ def _run(case: Case, store: Store) -> str:
         scores = {}
         for split in part.splits:
             truth_of, guess = from_dataset(kept[split].to_dataset())
-            prepare(model, truth_of)
+            prepare(case, model, systems[split], truth_of)
             scores[split] = to_document(part.score(systems[split], truth_of, guess, model))
         store.keep_scores(case.key, part.key, scores)
     return "done"

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from worldsim_kernels.project import gauss_newton_step, project
 
-from worldsim.protocols import Constraint, Estimates, Guidable, HasNextToken, Model, Trajectory
+from worldsim.protocols import Constraint, HasNextToken, Model, Trajectory
 from worldsim.truth import concatenate
+from worldsim_kernels.project import gauss_newton_step, project
 
 Mechanism = str
 MECHANISMS = ("penalty", "guidance", "projection")
@@ -126,7 +126,10 @@ class Wrapped(nn.Module):
         draws: int,
         generator: torch.Generator,
     ) -> Trajectory:
-        """Physical units; blocks of a fixed size, the last one padded with its last row and cropped."""
+        """Physical units, on the CPU; blocks of a fixed size, the last one padded and cropped."""
+        device = self.shift.device
+        context, times = context.to(device=device), times.to(device)
+        actions = None if actions is None else actions.to(device)
         parts = []
         for first in range(0, len(context), self.block):
             rows = torch.arange(first, first + self.block).clamp(max=len(context) - 1)
@@ -150,10 +153,11 @@ class Wrapped(nn.Module):
         else:
             guess = self.inner.rollout(*arguments)
         self._check(guess, context, times, draws)
-        physical = self.outward(guess)
+        physical = self.outward(guess).to(device="cpu")
         for use in self.uses:
             if "projection" in use.mechanisms:
                 physical = projected(physical, use)
+        actions = None if actions is None else actions.cpu()
         return replace(
             physical, axes=context.axes, labels=context.labels, units=context.units, actions=actions
         )
@@ -213,10 +217,10 @@ def projected(trajectory: Trajectory, use: Use) -> Trajectory:
 
 
 def missing_mechanisms(model: Any, mechanisms: Sequence[Mechanism]) -> list[str]:
-    """Which of the mechanisms this built model cannot offer, in words."""
+    """Which of the mechanisms a model, or the class of one, cannot offer, in words."""
     lacks = []
-    if "penalty" in mechanisms and not isinstance(model, Estimates):
+    if "penalty" in mechanisms and not hasattr(model, "loss_and_estimate"):
         lacks.append("penalty (the model gives no differentiable estimate)")
-    if "guidance" in mechanisms and not isinstance(model, Guidable):
+    if "guidance" in mechanisms and not hasattr(model, "guided_rollout"):
         lacks.append("guidance (the model cannot be corrected while it samples)")
     return lacks

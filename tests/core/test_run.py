@@ -221,3 +221,22 @@ def test_clear_words_for_what_is_not_there(kept, tmp_path):
         worldsim.run(tmp_path / "nowhere.yaml", out=tmp_path)
     with pytest.raises(ScenarioError, match="neural_od"):
         scenario(models={"ode": {"name": "neural_od"}})
+
+
+def test_every_split_is_scored_in_its_own_world(tmp_path):
+    document = copy.deepcopy(DOCUMENT)
+    document["data"]["splits"]["longer"]["system"] = {"mass": 3.0}
+    document["models"] = {"flow": document["models"]["flow"]}
+    document["seeds"] = [0]
+    results = worldsim.run(from_document(document, "tiny", registry()), out=tmp_path)
+    rows = {(row.model, row.name): row.score for row in results.rows() if row.split == "longer"}
+    assert rows["truth", "nrmse"].value < 1e-9
+    assert rows["flow", "violation_energy_max"].value < 1e-9
+
+
+def test_what_a_model_cannot_be_held_to_is_refused_before_anything_is_computed():
+    held = {"name": "neural_ode", "constraints": [{"name": "energy", "mechanisms": ["guidance"]}]}
+    with pytest.raises(ScenarioError, match="cannot be held to it by guidance"):
+        scenario(models={"ode": held})
+    with pytest.raises(ScenarioError, match=r"constraints\.0"):
+        scenario(system={"name": "pendulum", "damping": 0.1}, models={"ode": "neural_ode"})
