@@ -322,7 +322,7 @@ def test_the_answer_is_made_from_the_numbers():
         standing("constant", "baseline", [2.0]),
     ]
     assert answer([board(*two)]) == (
-        "hnn drifts 18× less in energy than ode (10× to 30× over 3 seeds, less on every seed); it beats "
+        "hnn drifts 18× less in energy than ode (10× to 30× over 3 seeds, less on every seed); hnn beats "
         "every baseline but persistence, which scores like the truth without following it; the true "
         "system drifts 1e-10."
     )
@@ -334,8 +334,8 @@ def test_a_baseline_that_wins_is_named():
         standing("kepler", "reference", [0.01]), standing("constant", "baseline", [0.45]), name="nrmse",
     )])  # fmt: skip
     assert text == (
-        "No learned model beats kepler in forecast error (nRMSE): it has 0.01, the best learned model, ode, "
-        "0.5, lower on every seed."
+        "No learned model beats kepler in forecast error (nRMSE): it has 0.01, lower on every seed; the "
+        "best learned model, ode, has 0.5."
     )
 
 
@@ -362,6 +362,8 @@ def test_equal_scores_are_level_and_bounded_ones_have_no_ratio():
         standing("a", "model", [1.0]), standing("b", "model", [1.0]), better="higher", name="coherence_auc"
     )
     assert answer([level]) == "a and b are level in coherence (AUC) at 1."
+    close = board(standing("a", "model", [0.62701]), standing("b", "model", [0.62702]), name="nrmse")
+    assert answer([close]) == "a and b are level to three digits in forecast error (nRMSE) at 0.627."
     close = board(
         standing("a", "model", [0.9]), standing("b", "model", [0.3]), better="higher", name="coherence_auc"
     )

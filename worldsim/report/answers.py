@@ -71,8 +71,8 @@ def _behind(board: Board, winner: Standing, ours: Standing) -> str:
     noun = "learned model" if ours.kind == "learned" else "model"
     sort = "the baseline " if winner.kind == "baseline" else ""
     return (
-        f"No {noun} beats {sort}{winner.model} in {phrase(board.name)}: it has {_value(winner, board)}, "
-        f"the best {noun}, {ours.model}, {_value(ours, board)}{_every_seed(board, winner, ours)}"
+        f"No {noun} beats {sort}{winner.model} in {phrase(board.name)}: it has {_value(winner, board)}"
+        f"{_every_seed(board, winner, ours)}; the best {noun}, {ours.model}, has {_value(ours, board)}"
     )
 
 
@@ -87,7 +87,7 @@ def _ahead(board: Board, ours: Sequence[Standing], rivals: Sequence[Standing], t
     else:
         text = _compared(board, best, (ours[1:] or rivals)[0])
     if rivals and len(ours) + len(rivals) > 2:
-        text += f"; {'each' if len(level) > 1 else 'it'} beats {_beaten(rivals, trivial)}"
+        text += f"; {'each' if len(level) > 1 else best.model} beats {_beaten(rivals, trivial)}"
     return text
 
 
@@ -106,6 +106,9 @@ def _beaten(rivals: Sequence[Standing], trivial: Sequence[str]) -> str:
 
 def _compared(board: Board, best: Standing, other: Standing) -> str:
     ratios = _ratios(board, best, other)
+    if _value(best, board) == _value(other, board):
+        both = f"{best.model} and {other.model}"
+        return f"{both} are level to three digits in {phrase(board.name)} at {_value(best, board)}"
     if not ratios or ratios[0] < CLOSE:
         end = "lowest" if board.better == "lower" else "highest"
         return (

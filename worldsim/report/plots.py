@@ -89,6 +89,11 @@ def styles(kinds: Mapping[str, Kind]) -> dict[str, Style]:
     return found
 
 
+def columns(count: int) -> int:
+    """How many plots side by side leave no single one over."""
+    return 2 if count in (2, 4) else min(count, 3)
+
+
 def plain(text: str) -> str:
     """Text that plotly shows as it is: it would read tags in a label."""
     return html.escape(text, quote=False)

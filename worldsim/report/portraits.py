@@ -16,6 +16,7 @@ from worldsim.report.plots import (
     Style,
     axis,
     clock,
+    columns,
     layout,
     line,
     named,
@@ -115,7 +116,9 @@ def _phases(kept: Mapping[str, xr.Dataset], looks: Looks) -> Panel:
         f"The first {len(truth)} trajectories of the split, first seed and draw. "
         "All plots have the truth's axes: what leaves them is cut off."
     )
-    return Panel(f"Phase portrait: {components[i]} and {components[j]}", caption, tuple(plots), 3)
+    return Panel(
+        f"Phase portrait: {components[i]} and {components[j]}", caption, tuple(plots), columns(len(plots))
+    )
 
 
 def _phase(name: str, style: Style, states: Any, plane: tuple[int, int], x: Any, y: Any) -> Plot:
@@ -177,7 +180,7 @@ def _orbits(kept: Mapping[str, xr.Dataset], looks: Looks) -> Panel:
     caption = (
         "Where each body is predicted (colour) and where it truly was (black); first trajectory, first seed."
     )
-    return Panel("Orbits", caption, tuple(plots), 3)
+    return Panel("Orbits", caption, tuple(plots), columns(len(plots)))
 
 
 def _orbit(
@@ -213,7 +216,7 @@ def _strips(kept: Mapping[str, xr.Dataset]) -> Panel:
     caption = (
         f"One row a walk, one cell a token: {len(truth)} walks of the split, and each model's, first seed."
     )
-    return Panel("Tokens", caption, tuple(plots), 3)
+    return Panel("Tokens", caption, tuple(plots), columns(len(plots)))
 
 
 def _strip(name: str, tokens: Any, top: int) -> Plot:

@@ -18,6 +18,7 @@ from worldsim.report.plots import (
     axis,
     band,
     clock,
+    columns,
     layout,
     line,
     log_range,
@@ -54,7 +55,7 @@ def pairs(rows: Sequence[Row], looks: Looks, unit: str) -> list[Panel]:
             "(colour) stays below the threshold (dotted), that of unlike histories (grey) above. Lines are "
             "medians over pairs and seeds, bands go from the 10 % to the 90 % quantile."
         )
-        panels.append(Panel("Equivalent histories, and distinct ones", caption, plots, min(len(plots), 3)))
+        panels.append(Panel("Equivalent histories, and distinct ones", caption, plots, columns(len(plots))))
     return panels
 
 
@@ -112,7 +113,7 @@ def couplings(rows: Sequence[Row], looks: Looks) -> list[Panel]:
         "Each line joins a sample of the truth (open) to the prediction (filled) that the cheapest transport "
         "carries it to; short lines are a good law. First seed, principal axes of the truth."
     )
-    return [Panel("Transport to the truth", caption, plots, min(len(plots), 3))] if plots else []
+    return [Panel("Transport to the truth", caption, plots, columns(len(plots)))] if plots else []
 
 
 def _coupling(model: str, found: Mapping[str, Row], style: Style) -> Plot:
