@@ -155,6 +155,17 @@ def content(run):
         return {name: archive.read(name) for name in archive.namelist()}
 
 
+def test_text_of_a_scenario_is_shown_as_it_is(cli, tmp_path):
+    about = "Is [/bold] [red]markup[/red] :smile: text?"
+    text = SCENARIO.read_text(encoding="utf-8").partition("\n")[2]
+    file = tmp_path / "markup.yaml"
+    file.write_text(f'about: "{about}"\n{text}', encoding="utf-8")
+    out = tmp_path / "out"
+    code, said, _ = cli("run", file, "--out", out, "--model", "truth", "--workers", 0, "--no-report")
+    assert code == 0
+    assert about in " ".join(said.split())
+
+
 def test_a_timeout_needs_children(cli):
     code, _, err = cli("run", SCENARIO, "--workers", 0, "--timeout", 5)
     assert code == 2

@@ -38,10 +38,11 @@ results_folder = click.argument("results", default="results", type=click.Path(pa
 
 
 def console() -> Console:
-    """A rich console on standard output; no colours and no cut tables in a pipe."""
+    """A rich console on standard output that shows text as it is, and cuts no table in a pipe."""
     from rich.console import Console
 
-    return Console(highlight=False) if sys.stdout.isatty() else Console(width=PIPE_WIDTH, highlight=False)
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 def known_plugins(files: Sequence[Path]) -> Registry:
