@@ -238,5 +238,5 @@ def test_what_a_model_cannot_be_held_to_is_refused_before_anything_is_computed()
     held = {"name": "neural_ode", "constraints": [{"name": "energy", "mechanisms": ["guidance"]}]}
     with pytest.raises(ScenarioError, match="cannot be held to it by guidance"):
         scenario(models={"ode": held})
-    with pytest.raises(ScenarioError, match=r"constraints\.0"):
+    with pytest.raises(ScenarioError, match="does not conserve its energy"):
         scenario(system={"name": "pendulum", "damping": 0.1}, models={"ode": "neural_ode"})

@@ -60,12 +60,12 @@ class Rollout:
         both = compare(truth, prediction)
         scale = component_scale(both.truth, both.valid)
         error = ((both.mean - both.truth) / scale).square().mean(-1)
-        scores = error_growth(both, error)
+        bodies = truth.axes == ("body", "component")
+        scores = position_errors(both, truth, self.system) if bodies else {}
+        scores |= error_growth(both, error)
         scores |= valid_time(both, error.sqrt(), self.threshold, truth.units.get("time", "1"))
         if both.draws.shape[1] > 1:
             scores["crps"] = crps(both, scale)
-        if truth.axes == ("body", "component"):
-            scores |= position_errors(both, truth, self.system)
         return scores
 
 
