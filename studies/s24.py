@@ -8,12 +8,12 @@ evaluations and error of dopri5 on a pendulum over T = 20, against the system's 
 import math
 
 import torch
+
+from worldsim import Trajectory
 from worldsim_kernels.integrate import euler, runge_kutta4
 from worldsim_plugins.dynamics.neural_ode import NeuralODE
 from worldsim_plugins.solvers.torchdiffeq import TorchDiffEq
 from worldsim_plugins.systems.pendulum import Pendulum
-
-from worldsim import Trajectory
 
 SEEDS = (0, 1, 2)
 CLAIM = "orders 1, 2, 4 within 0.1; adjoint gap < 100 rtol; dopri5 error falls as evaluations rise"

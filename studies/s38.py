@@ -8,13 +8,13 @@ independent pairs of noise and data. Straightness S along 100 Euler steps, and W
 import math
 
 import torch
-from worldsim_plugins.generators.flow import Flow, straightness
-from worldsim_plugins.metrics.transport import wasserstein2
 
 from worldsim import Trajectory
 from worldsim.fit import fit
 from worldsim.scenario import FitSettings
 from worldsim.seeds import forked
+from worldsim_plugins.generators.flow import Flow, straightness
+from worldsim_plugins.metrics.transport import wasserstein2
 
 SEEDS = (0, 1, 2)
 CLAIM = "S >= 1.0; W2 at 8 steps <= 0.35"

@@ -6,15 +6,15 @@ steps on the derivatives. From 20 new starts over T = 100: the median of the lar
 """
 
 import torch
-from worldsim_plugins.dynamics.hamiltonian import Hamiltonian
-from worldsim_plugins.dynamics.neural_ode import NeuralODE
-from worldsim_plugins.systems.pendulum import Pendulum
 
 from worldsim.fit import fit
 from worldsim.scenario import FitSettings
 from worldsim.seeds import forked
 from worldsim.truth import time_grid, with_noise
 from worldsim.wrapped import Wrapped
+from worldsim_plugins.dynamics.hamiltonian import Hamiltonian
+from worldsim_plugins.dynamics.neural_ode import NeuralODE
+from worldsim_plugins.systems.pendulum import Pendulum
 
 SEEDS = (0, 1, 2)
 CLAIM = "Hamiltonian drift <= 0.06 and <= 1/4 of the plain network's, at similar one-step loss (<= 1.5x)"

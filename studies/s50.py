@@ -7,6 +7,7 @@ defect |J' Omega J - Omega| of one step.
 import math
 
 import torch
+
 from worldsim_kernels import integrate
 
 SEEDS = (0,)

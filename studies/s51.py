@@ -7,6 +7,7 @@ stay there. The projection mends the energy and not the phase.
 """
 
 import torch
+
 from worldsim_kernels.project import project
 from worldsim_plugins.constraints.energy import Energy
 from worldsim_plugins.systems.pendulum import Pendulum

@@ -7,6 +7,7 @@ sample and itself in another order, and |m|^2 exactly between a sample and itsel
 
 import ot
 import torch
+
 from worldsim_plugins.metrics.transport import bures, wasserstein2
 
 SEEDS = (0, 1, 2)

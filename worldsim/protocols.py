@@ -262,7 +262,11 @@ class HasActions(Protocol):
 
 @runtime_checkable
 class HasAutomaton(Protocol):
-    """A system over tokens whose truth is a deterministic finite automaton with a prefix-closed language."""
+    """A system over tokens whose truth is a deterministic finite automaton with a prefix-closed language.
+
+    Its trajectories carry the observable ``automaton_state`` ``[trajectory, 1, time]``, the state after each
+    token, where token scores start from.
+    """
 
     alphabet: tuple[str, ...]
     initial: int

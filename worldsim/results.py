@@ -35,6 +35,7 @@ class Entry:
     device: str
     dtype: str
     metrics: Mapping[str, str]
+    learned: bool = True
 
     @property
     def label(self) -> str:
@@ -169,7 +170,7 @@ def write_plan(root: Path, scenarios: Sequence[Scenario], cases: Sequence[Case])
         {
             "key": case.key, "scenario": case.scenario.name, "model": case.model, "seed": case.seed,
             "baseline": case.is_baseline, "device": case.device, "dtype": case.dtype,
-            "metrics": metric_names(scored_parts(case)),
+            "metrics": metric_names(scored_parts(case)), "learned": case.is_learned,
         }
         for case in cases
     ]  # fmt: skip

@@ -198,6 +198,14 @@ class Case:
         return self.model not in self.scenario.models
 
     @property
+    def is_learned(self) -> bool:
+        """Whether it is fitted to data; a model says with ``trainable = False`` that it is not."""
+        if self.is_baseline:
+            return False
+        builder = self.scenario.registry.builder("model", self.spec.component.name)
+        return bool(getattr(builder, "trainable", True))
+
+    @property
     def spec(self) -> ModelSpec:
         return self.scenario.models[self.model]
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from worldsim_kernels import integrate
 from worldsim_kernels.integrate import METHODS, WEIGHTS
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from worldsim_kernels.project import gauss_newton_step, project
 
 torch.set_num_threads(1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+from worldsim.protocols import HasAutomaton, HasNextToken
 from worldsim_plugins.metrics.myhill_nerode import (
     all_prefixes,
     boundary_sizes,
@@ -15,8 +17,6 @@ from worldsim_plugins.metrics.myhill_nerode import (
     words,
 )
 from worldsim_plugins.systems.automaton import Automaton
-
-from worldsim.protocols import HasAutomaton, HasNextToken
 
 LIGHT = {
     "red": {"wait": "red", "go": "green"},

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+
+from worldsim import NotMeasurable, Trajectory
+from worldsim.protocols import HistoryPairs
 from worldsim_plugins.generators.believed_automaton import BelievedAutomaton
 from worldsim_plugins.metrics.coherence import Coherence
 from worldsim_plugins.metrics.history_pairs import derangement, divergence, ranking, separation
 from worldsim_plugins.systems.automaton import Automaton
-
-from worldsim import NotMeasurable, Trajectory
-from worldsim.protocols import HistoryPairs
 
 GOLDEN = {  # belief: compression precision, distinction precision and recall at equal, then at mixed lengths
     ("true", 5): (1, 1, 1, 1, 1, 1),

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
+
+from worldsim.protocols import Estimates, Separable, Trajectory
 from worldsim_kernels import integrate
 from worldsim_plugins.dynamics import vector_field
 from worldsim_plugins.dynamics.hamiltonian import Hamiltonian
@@ -16,8 +18,6 @@ from worldsim_plugins.dynamics.neural_ode import NeuralODE
 from worldsim_plugins.dynamics.two_body import TwoBody, propagate
 from worldsim_plugins.solvers import symplectic
 from worldsim_plugins.solvers.torchdiffeq import TorchDiffEq
-
-from worldsim.protocols import Estimates, Separable, Trajectory
 
 torch.set_num_threads(1)
 F64 = torch.float64

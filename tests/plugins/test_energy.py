@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from worldsim_kernels.project import project
-from worldsim_plugins.constraints.energy import Energy, worldsim_constraints
 
 from worldsim import Trajectory
+from worldsim_kernels.project import project
+from worldsim_plugins.constraints.energy import Energy, worldsim_constraints
 
 torch.set_num_threads(1)
 

@@ -7,7 +7,6 @@ import math
 import erfa
 import pytest
 import torch
-from worldsim_plugins.systems.ephemeris import PLANETS, Ephemeris, julian_date
 
 from worldsim.protocols import (
     HasActions,
@@ -17,6 +16,7 @@ from worldsim.protocols import (
     HasObservables,
     Restartable,
 )
+from worldsim_plugins.systems.ephemeris import PLANETS, Ephemeris, julian_date
 
 
 def days(end: float, count: int) -> torch.Tensor:

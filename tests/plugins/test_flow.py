@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from worldsim_plugins.generators.flow import Flow, straightness, transport_plan, worldsim_generators
 
 from worldsim import Trajectory
 from worldsim.protocols import Estimates, Guidable
+from worldsim_plugins.generators.flow import Flow, straightness, transport_plan, worldsim_generators
 
 torch.set_num_threads(1)
 

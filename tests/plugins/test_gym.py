@@ -6,9 +6,9 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from worldsim_plugins.systems.gym import Gym
 
 from worldsim.protocols import HasActions, HasDrift, HasEnergy, HasEquivalentHistories, Restartable
+from worldsim_plugins.systems.gym import Gym
 
 
 def seeded(seed: int) -> torch.Generator:

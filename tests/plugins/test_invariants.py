@@ -2,11 +2,11 @@ import math
 
 import pytest
 import torch
+
+from worldsim import NotMeasurable
 from worldsim_plugins.metrics.invariants import Invariants
 from worldsim_plugins.systems.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from worldsim_plugins.systems.pendulum import Pendulum
-
-from worldsim import NotMeasurable
 
 torch.set_num_threads(1)
 SYSTEM, TIMES = Pendulum(), torch.arange(11, dtype=torch.float64) / 2

@@ -2,11 +2,11 @@ import math
 
 import pytest
 import torch
+
+from worldsim import NotMeasurable, Trajectory
 from worldsim_plugins.metrics.comparison import compare, component_scale, mean_interval, median_interval
 from worldsim_plugins.metrics.rollout import Rollout
 from worldsim_plugins.systems.automaton import Automaton
-
-from worldsim import NotMeasurable, Trajectory
 
 torch.set_num_threads(1)
 N, TIMES = 40, 10 + torch.arange(9, dtype=torch.float64) / 2

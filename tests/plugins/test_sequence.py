@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from worldsim_plugins.generators.believed_automaton import BelievedAutomaton
-from worldsim_plugins.generators.sequence import Sequence
-from worldsim_plugins.systems.automaton import Automaton
 
 from worldsim import Trajectory
 from worldsim.protocols import HasNextToken
+from worldsim_plugins.generators.believed_automaton import BelievedAutomaton
+from worldsim_plugins.generators.sequence import Sequence
+from worldsim_plugins.systems.automaton import Automaton
 
 
 def generator(seed: int = 0) -> torch.Generator:

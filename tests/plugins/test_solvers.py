@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 from torch import nn
-from worldsim_plugins.solvers import symplectic
-from worldsim_plugins.solvers.torchdiffeq import ADAPTIVE, FIXED, TorchDiffEq
 
 from worldsim.protocols import Separable
+from worldsim_plugins.solvers import symplectic
+from worldsim_plugins.solvers.torchdiffeq import ADAPTIVE, FIXED, TorchDiffEq
 
 torch.set_num_threads(1)
 F64 = torch.float64

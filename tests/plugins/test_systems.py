@@ -8,12 +8,6 @@ from functools import cache
 import pytest
 import torch
 from torch import Tensor
-from worldsim_plugins.systems import integrated
-from worldsim_plugins.systems.double_pendulum import DoublePendulum
-from worldsim_plugins.systems.mass_spring import DrivenMassSpring, MassSpring
-from worldsim_plugins.systems.n_body import Kepler, NBody, eccentric_anomaly
-from worldsim_plugins.systems.ornstein_uhlenbeck import OrnsteinUhlenbeck
-from worldsim_plugins.systems.pendulum import DrivenPendulum, Pendulum
 
 from worldsim.protocols import (
     HasActions,
@@ -23,6 +17,12 @@ from worldsim.protocols import (
     HasObservables,
     Restartable,
 )
+from worldsim_plugins.systems import integrated
+from worldsim_plugins.systems.double_pendulum import DoublePendulum
+from worldsim_plugins.systems.mass_spring import DrivenMassSpring, MassSpring
+from worldsim_plugins.systems.n_body import Kepler, NBody, eccentric_anomaly
+from worldsim_plugins.systems.ornstein_uhlenbeck import OrnsteinUhlenbeck
+from worldsim_plugins.systems.pendulum import DrivenPendulum, Pendulum
 
 CONSERVATIVE = {
     "pendulum": Pendulum(mass=0.7, length=1.3, gravity=2.0, energy=(0.05, 8.0)),

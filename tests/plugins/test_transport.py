@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from worldsim_plugins.metrics.transport import Wasserstein, bures, wasserstein2
-from worldsim_plugins.systems.ornstein_uhlenbeck import OrnsteinUhlenbeck
 
 from worldsim import NotMeasurable, Trajectory
+from worldsim_plugins.metrics.transport import Wasserstein, bures, wasserstein2
+from worldsim_plugins.systems.ornstein_uhlenbeck import OrnsteinUhlenbeck
 
 torch.set_num_threads(1)
 TIMES = torch.arange(11, dtype=torch.float64) * 0.5

@@ -15,10 +15,10 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from torch import Tensor
-from worldsim_kernels import integrate
 
 from worldsim import hookimpl
 from worldsim.protocols import Dynamics, Separable, Solver
+from worldsim_kernels import integrate
 
 Longest = Annotated[
     float | None,
