@@ -13,6 +13,7 @@ from torch import Tensor
 
 from worldsim.errors import NotMeasurable
 from worldsim.protocols import HasAutomaton, Restartable, System, Trajectory
+from worldsim.truth import reached
 
 EXACT = "donot_use_mm_for_euclid_dist"
 """Distances by differences: through a matrix product a state is not at distance 0 from itself."""
@@ -81,7 +82,7 @@ class Constant(Baseline):
     ) -> Trajectory:
         states = self.past.states
         mean = (
-            states.double().nanmean((0, 1, 2))
+            states[reached(self.past)].double().mean(0)
             if states.is_floating_point()
             else torch.zeros((), dtype=states.dtype)
         )
@@ -99,13 +100,12 @@ class Climatology(Baseline):
     ) -> Trajectory:
         if isinstance(self.system, HasAutomaton):
             return self._sampled(context, times, draws, generator)
-        pool = self.past.states.reshape(-1, *self.past.state_shape)
-        pool = pool[torch.isfinite(pool.reshape(len(pool), -1)).all(1)]
+        pool = self.past.states[reached(self.past)]
         pick = torch.randint(len(pool), (len(context), draws, len(times)), generator=generator)
         return _future(context, times, pool[pick])
 
     def law(self, tokens: Tensor, size: int) -> Tensor:
-        counts = torch.bincount(self.past.states.flatten(), minlength=size).double()
+        counts = torch.bincount(self.past.states[reached(self.past)], minlength=size).double()
         return (counts / counts.sum()).expand(len(tokens), size)
 
 
@@ -207,12 +207,15 @@ class Memoriser(Baseline):
     def rollout(
         self, context: Trajectory, times: Tensor, actions: Any, draws: int, generator: Any
     ) -> Trajectory:
-        past = self.past.states[:, 0]
+        past, here = self.past.states[:, 0], reached(self.past)[:, 0]
         frames = max(past.shape[1] - len(times) + 1, 1)
-        starts = past[:, :frames].reshape(len(past) * frames, -1)
-        spread = starts.std(0).clamp(min=1e-12)
+        starts = past[:, :frames].reshape(len(past) * frames, -1).double()
+        spread = starts.std(0, correction=0)
+        varies = spread > 1e-12 * starts.abs().amax(0)  # below, it is rounding
+        spread = torch.where(varies, spread, torch.ones_like(spread))
         now = context.states[:, 0, -1].reshape(len(context), -1)
-        nearest = torch.cdist(now / spread, starts / spread, compute_mode=EXACT).argmin(1)
+        distance = torch.cdist(now / spread, starts / spread, compute_mode=EXACT)
+        nearest = distance.masked_fill(~here[:, :frames].flatten(), torch.inf).argmin(1)
         row, first = nearest // frames, nearest % frames
         frame = (first[:, None] + torch.arange(len(times))).clamp(max=past.shape[1] - 1)
         states = past[row[:, None], frame][:, None]

@@ -15,7 +15,7 @@ from worldsim.scenario import Case
 from worldsim.seeds import derive, forked, generator
 from worldsim.store import Store
 from worldsim.trees import to_dataset
-from worldsim.truth import simulate_split
+from worldsim.truth import held, simulate_split
 from worldsim.wrapped import Use, Wrapped, missing_mechanisms
 
 
@@ -26,8 +26,9 @@ def build_systems(case: Case) -> dict[str, System]:
 
 def build_model(case: Case, system: System, truth: dict[str, Trajectory]) -> Any:
     """The model of a case, untrained: its initial weights come from its seed."""
+    train = held(truth["train"])
     if case.is_baseline:
-        return BASELINES[case.model](system, truth["train"])
+        return BASELINES[case.model](system, train)
     plugins, spec = case.scenario.registry, case.spec
     kind = getattr(plugins.builder("model", spec.component.name), "scaling", "component")
     uses = build_uses(case, system)
@@ -39,7 +40,7 @@ def build_model(case: Case, system: System, truth: dict[str, Trajectory]) -> Any
     device = checked_device(case.device)
     with forked(derive(case.scenario.master_seed, "build", case.seed), device):
         model = Wrapped(
-            build, kind, truth["train"], uses,
+            build, kind, train, uses,
             window=spec.fit.window, block=case.scenario.data.block, dtype=checked_dtype(case.dtype),
         )  # fmt: skip
     for use in uses:
@@ -67,7 +68,7 @@ def fit_model(case: Case, model: Any, truth: dict[str, Trajectory], store: Store
         model.load_state_dict(saved[0])
         return
     device = next(model.parameters()).device
-    splits = {name: truth[name].to(device=device) for name in ("train", "validation") if name in truth}
+    splits = {name: held(truth[name]).to(device=device) for name in ("train", "validation") if name in truth}
 
     def progress(step: int, losses: Any) -> None:
         case.scenario.registry.notify("worldsim_fit_progress", case=case, step=step, losses=losses)
@@ -90,7 +91,8 @@ def roll_out(case: Case, model: Any, truth: Trajectory, system: System) -> xr.Da
     prepare(case, model, system, future)
     rng = generator(case.scenario.master_seed, case.scenario.world, "rollout", case.seed)
     actions = future.actions if isinstance(system, HasActions) else None
-    guess = model.rollout(truth.span(0, last + 1), future.times, actions, case.scenario.draws, rng)
+    context = held(truth).span(0, last + 1)
+    guess = model.rollout(context, future.times, actions, case.scenario.draws, rng)
     return to_dataset(future, guess, system)
 
 
@@ -101,7 +103,7 @@ def prepare(case: Case, model: Any, system: System, truth: Trajectory) -> None:
     else:
         model.uses = tuple(build_uses(case, system))
     if isinstance(model, Truth):
-        model.known = truth
+        model.known = held(truth)
 
 
 def checked_device(name: str) -> torch.device:

@@ -113,28 +113,45 @@ def _step(
 def windows(truth: Trajectory, batch: int, window: int | None, rng: torch.Generator) -> Trajectory:
     """``batch`` random windows of ``window`` frames (whole trajectories when None), drawn with replacement.
 
-    Times start where the first trajectory's do: a window's absolute time is not shown to the model.
+    Windows of ragged trajectories end before these do, where any is long enough. Times start where the
+    first trajectory's do: a window's absolute time is not shown to the model.
     """
     frames = len(truth.times)
     width = frames if window is None else min(window, frames)
     n = len(truth)
     if width == frames and batch >= n:
         return truth
-    rows = torch.randint(n, (batch,), generator=rng)
     if width == frames:
-        return truth.rows(rows)
-    first = torch.randint(frames - width + 1, (batch,), generator=rng)
+        return truth.rows(torch.randint(n, (batch,), generator=rng))
+    rows, first = _places(truth, batch, width, rng)
     frame = first[:, None] + torch.arange(width)
+    left = None if truth.length is None else truth.length[rows] - first.to(truth.length)[:, None]
     return Trajectory(
         states=truth.states[rows[:, None], :, frame].transpose(1, 2),
         times=truth.times[:width],
         actions=None if truth.actions is None else truth.actions[rows[:, None], frame],
         observables={k: v[rows[:, None], :, frame].transpose(1, 2) for k, v in truth.observables.items()},
-        length=None if truth.length is None else (truth.length[rows] - first[:, None]).clamp(0, width),
+        length=None if left is None else left.clamp(0, width),
         axes=truth.axes,
         labels=truth.labels,
         units=truth.units,
     )
+
+
+def _places(
+    truth: Trajectory, batch: int, width: int, rng: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Trajectory and first frame of ``batch`` windows, each ``[batch]``."""
+    n, frames = len(truth), len(truth.times)
+    if truth.length is None:
+        rows = torch.randint(n, (batch,), generator=rng)
+        return rows, torch.randint(frames - width + 1, (batch,), generator=rng)
+    room = truth.length.amin(1).cpu() - width + 1
+    long_enough = (room > 0).nonzero()[:, 0]
+    pool = long_enough if len(long_enough) else torch.arange(n)
+    rows = pool[torch.randint(len(pool), (batch,), generator=rng)]
+    chance = torch.rand(batch, dtype=torch.float64, generator=rng)
+    return rows, (chance * room[rows].clamp(min=1)).long()
 
 
 def _check(

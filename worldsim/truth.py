@@ -63,6 +63,32 @@ def concatenate(blocks: list[Trajectory]) -> Trajectory:
     )
 
 
+def reached(truth: Trajectory) -> torch.Tensor:
+    """Which frames each trajectory has, ``[trajectory, draw, time]``: those before its ragged end."""
+    shape = truth.states.shape[:3]
+    if truth.length is None:
+        return torch.ones(shape, dtype=torch.bool, device=truth.states.device)
+    return torch.arange(shape[2], device=truth.length.device) < truth.length[..., None]
+
+
+def held(truth: Trajectory) -> Trajectory:
+    """The same with the last frame of each trajectory in the place of all that follow its ragged end.
+
+    A model computes with whole batches, and one frame that is not finite spoils the gradient of all.
+    """
+    if truth.length is None:
+        return truth
+    frames = torch.arange(len(truth.times), device=truth.length.device)
+    frame = torch.minimum(frames, (truth.length[..., None] - 1).clamp(min=0))
+    row, draw = torch.meshgrid(*map(torch.arange, frame.shape[:2]), indexing="ij")
+
+    def picked(value: torch.Tensor) -> torch.Tensor:
+        return value[row[..., None], draw[..., None], frame]
+
+    observables = {name: picked(value) for name, value in truth.observables.items()}
+    return replace(truth, states=picked(truth.states), observables=observables)
+
+
 def with_noise(truth: Trajectory, noise: Mapping[str, float], rng: torch.Generator) -> Trajectory:
     """Gaussian measurement noise of the given standard deviations on "states" or on named observables."""
     for name, deviation in sorted(noise.items()):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from worldsim.protocols import Constraint, HasNextToken, Model, Trajectory
-from worldsim.truth import concatenate
+from worldsim.truth import concatenate, reached
 from worldsim_kernels.project import gauss_newton_step, project
 
 Mechanism = str
@@ -42,9 +42,10 @@ def scaling_of(truth: Trajectory, kind: str) -> tuple[Tensor, Tensor]:
     states = truth.states
     if kind == "none" or not states.is_floating_point() or not truth.state_shape:
         return torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
-    flat = states.double().reshape(-1, states.shape[-1])
-    flat = flat[torch.isfinite(flat).all(-1)]
+    flat = states[reached(truth)].double().reshape(-1, states.shape[-1])
     shift, spread = flat.mean(0), flat.std(0, correction=0)
+    varies = spread > 1e-12 * flat.abs().amax(0)  # below, it is the rounding of a constant
+    spread = torch.where(varies, spread, torch.zeros_like(spread))
     if kind == "canonical":
         halves = (spread**2).reshape(2, -1).mean(1).sqrt()
         spread = halves.repeat_interleave(spread.shape[0] // 2)

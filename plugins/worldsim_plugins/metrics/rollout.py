@@ -80,10 +80,8 @@ def error_growth(both: Comparison, error: Tensor) -> dict[str, Score]:
     over_time = Score(growth.numpy(), dims=("time",), n=n, failed=both.failed, coords=coords)
     if both.failed:
         return {"nrmse": _lost(both), "nrmse_time": over_time}
-    growth, count = growth[reached], count[reached]
-    influence = growth + (error - growth**2 * both.valid)[:, reached] * n / count / (
-        2 * growth.clamp(min=1e-300)
-    )
+    growth, count, error, valid = growth[reached], count[reached], error[:, reached], both.valid[:, reached]
+    influence = growth + (error - growth**2 * valid) * n / count / (2 * growth.clamp(min=1e-300))
     value, interval = float(growth.mean()), mean_interval(influence.mean(1))
     if interval is not None:
         interval = max(interval[0], 0.0), interval[1]
