@@ -126,42 +126,97 @@ def heading(summary: Summary) -> str:
 
 HEADLINES = 2
 """Scores of a metric in the terminal's table, the first that it names; the report has all of them."""
+BESIDE = "fidelity"
+"""Shown wherever it is kept: coherence without it may be that of a world which is wrong throughout."""
+CELL_PADDING = 3
+"""Columns that a border and the space beside it take."""
 
 
-def terminal_tables(results: Results, every: bool = False) -> list[Table]:
-    """One table a scenario and split: models down, scores across, seeds as an interval."""
-    from rich.table import Table
-
+def terminal_tables(results: Results, scenario: str, every: bool = False, width: int = 160) -> list[Table]:
+    """Models down, scores across, seeds as an interval, for each split of a scenario; as many tables below
+    each other as ``width`` columns need."""
     tables = []
-    for scenario in results.scenarios:
-        summaries = summarise(results.rows(scenario))
-        for split in dict.fromkeys(s.split for s in summaries):
-            part = [s for s in summaries if s.split == split and (every or s.better)]
-            names = list(dict.fromkeys(s.name for s in part))
-            names = names if every else headlines(part)
-            table = Table(
-                title=f"{scenario} · {split}", caption=results.about(scenario), title_justify="left"
-            )
-            table.add_column("model")
-            for name in names:
-                table.add_column(heading(next(s for s in part if s.name == name)), justify="right")
-            for model in dict.fromkeys(s.model for s in part):
-                mine = {s.name: s for s in part if s.model == model}
-                style = "dim" if next(iter(mine.values())).baseline else ""
-                cells = [cell(mine[name]) if name in mine else "–" for name in names]
-                table.add_row(model, *cells, style=style)
-            tables.append(table)
+    summaries = summarise(results.rows(scenario))
+    for split in dict.fromkeys(s.split for s in summaries):
+        part = [s for s in summaries if s.split == split and (every or s.better)]
+        columns = _columns(part, list(dict.fromkeys(s.name for s in part)) if every else headlines(part))
+        for i, group in enumerate(_fitting(columns, width)):
+            title = f"{scenario} · {split}{' (more)' if i else ''}"
+            tables.append(_table(title, columns[0], group, {"floor", *(s.model for s in part if s.baseline)}))
     return tables
 
 
+def _columns(part: Sequence[Summary], names: Sequence[str]) -> list[list[str]]:
+    """The models, then every score: each a heading and a cell for each model."""
+    models = list(dict.fromkeys(s.model for s in part))
+    by_place = {(s.name, s.model): s for s in part}
+    columns = [["model", *models]]
+    floors = []
+    for name in names:
+        found = [by_place.get((name, model)) for model in models]
+        title = heading(next(s for s in found if s))
+        columns.append([title, *(cell(s) if s else "–" for s in found)])
+        floors.append(_own_floor(found))
+    if any(floors):
+        for column, floor in zip(columns, ["floor", *floors]):
+            column.append(floor or "–")
+    return columns
+
+
+def _own_floor(found: Sequence[Summary | None]) -> str:
+    """The floor of a score, where it is not what the true system scores, which has a row already."""
+    truth = next((s.mean for s in found if s and s.baseline and s.model == "truth"), None)
+    floor = next((s.floor for s in found if s and s.floor is not None), None)
+    return "" if floor is None or floor == truth else shown(floor)
+
+
+def _fitting(columns: Sequence[list[str]], width: int) -> list[list[list[str]]]:
+    """The columns after the first in groups that fit beside it; at least one in each."""
+    groups: list[list[list[str]]] = []
+    taken = 0
+    for column in columns[1:]:
+        wide = _width(column)
+        if not groups or taken + wide > width:
+            groups.append([])
+            taken = _width(columns[0]) + 1
+        groups[-1].append(column)
+        taken += wide
+    return groups
+
+
+def _width(column: Sequence[str]) -> int:
+    return max(map(len, column)) + CELL_PADDING
+
+
+def _table(title: str, models: list[str], columns: Sequence[list[str]], dimmed: set[str]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column(models[0])
+    for column in columns:
+        table.add_column(column[0], justify="right")
+    for model, *cells in zip(models[1:], *(column[1:] for column in columns)):
+        table.add_row(model, *cells, style="dim" if model in dimmed else "")
+    return table
+
+
+def is_variant(name: str, names: Iterable[str]) -> bool:
+    """Whether a score is named after another one: ``W2_squared`` after ``W2``."""
+    return any(name.startswith(f"{other}_") for other in names)
+
+
 def headlines(summaries: Sequence[Summary]) -> list[str]:
-    """The first scores of each metric; the labels of one score count as one."""
+    """The first scores of each metric that are no variants; the labels of one score count as one."""
     by_metric: dict[str, dict[str, dict[str, None]]] = {}
     for summary in summaries:
         score = summary.name.partition("[")[0]
         by_metric.setdefault(summary.metric, {}).setdefault(score, {})[summary.name] = None
-    firsts = [names for scores in by_metric.values() for names in list(scores.values())[:HEADLINES]]
-    return [name for names in firsts for name in names]
+    found = []
+    for scores in by_metric.values():
+        own = [score for score in scores if not is_variant(score, scores)]
+        shown = [*own[:HEADLINES], *(score for score in own[HEADLINES:] if score == BESIDE)]
+        found += [name for score in shown for name in scores[score]]
+    return found
 
 
 def as_html(results: Results) -> str:

@@ -77,8 +77,10 @@ def print_tables(results: Results, every: bool = False) -> None:
     from worldsim.tables import terminal_tables
 
     out = console()
-    for table in terminal_tables(results, every):
-        out.print(table)
+    for scenario in results.scenarios:
+        out.print(f"\n{scenario}: {results.about(scenario)}")
+        for table in terminal_tables(results, scenario, every, out.width):
+            out.print(table)
     print_failures(results)
 
 

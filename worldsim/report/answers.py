@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from worldsim.report.standings import Board, Standing
+from worldsim.report.standings import Board, Standing, among_faithful, fidelity_beside
 from worldsim.tables import shown
 
 CLOSE = 1.1
 """A ratio below this is told by the two numbers."""
+ROUNDING = 1e-9
+"""Two errors below this are both the rounding of a computer, and neither is better."""
 PHRASES = {
     "nrmse": "forecast error (nRMSE)",
     "valid_time": "valid time",
@@ -24,6 +26,9 @@ PHRASES = {
     "W2": "distance from the true law (W2)",
     "coherence_auc": "coherence (AUC)",
     "token_validity": "share of legal tokens",
+    "next_token_validity": "share of legal tokens among the most probable",
+    "compression": "share of equivalent histories treated alike (compression)",
+    "compression_precision": "share of equivalent histories treated alike (compression)",
 }
 
 
@@ -46,12 +51,16 @@ def begun(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def answer(group: Sequence[Board]) -> str:
-    """What the boards of one score say: a sentence or two."""
-    return _over_labels(group) if group[0].label else _single(group[0])
+def answer(group: Sequence[Board], found: Sequence[Board] = ()) -> str:
+    """What the boards of one score say: a sentence or two. ``found`` holds the other boards of the scenario:
+    who is coherent ranks only with futures that are nearer to the truth's than a baseline's."""
+    if group[0].label:
+        return _over_labels(group)
+    fidelity = fidelity_beside(group[0], found)
+    return _single(among_faithful(group[0], fidelity) if fidelity else group[0], fidelity)
 
 
-def _single(board: Board) -> str:
+def _single(board: Board, fidelity: Board | None = None) -> str:
     ranked = [s for s in board.ranked() if s.kind != "truth"]
     ours = [s for s in ranked if s.kind in ("learned", "model")] or [
         s for s in ranked if s.kind == "reference"
@@ -63,6 +72,8 @@ def _single(board: Board) -> str:
     ahead = [s for s in rivals if board.at_least(s.mean, ours[0].mean) and not _level(s, ours[0])]
     parts = [_behind(board, ahead[0], ours[0]) if ahead else _ahead(board, ours, rivals, trivial)]
     parts += [_truth(board)] if _truth(board) else []
+    parts += [_fidelities(fidelity)] if fidelity and board.name == "coherence_auc" else []
+    parts += [_below_floor(board, ours[0])] if _below_floor(board, ours[0]) else []
     text = "; ".join(parts) + "."
     return text + _left_out(board)
 
@@ -180,19 +191,41 @@ def _truth(board: Board) -> str:
     return f"the true system has {_value(truth, board)}"
 
 
+def _fidelities(fidelity: Board) -> str:
+    """Coherence says nothing about being right; this does."""
+    ours = ", ".join(
+        f"{s.model} {number(s.mean)}" for s in fidelity.ranked() if s.kind not in ("baseline", "truth")
+    )
+    return f"distance from the true futures (fidelity): {ours}"
+
+
+def _below_floor(board: Board, best: Standing) -> str:
+    if board.better != "lower" or best.floor is None or best.mean >= best.floor:
+        return ""
+    return (
+        f"that is below the floor of {number(best.floor)}, which is between independent samples of the "
+        "truth, while a forecast shares its starts with the truth"
+    )
+
+
 def _trivial(board: Board) -> list[str]:
-    """Baselines that score as well as the truth: the score alone cannot tell them from it."""
+    """Baselines that score as well as the truth, up to its interval: the score cannot tell them from it."""
     truth = next((s for s in board.standings if s.kind == "truth" and s.ranks), None)
     if truth is None:
         return []
-    return [s.model for s in board.ranked() if s.kind == "baseline" and board.at_least(s.mean, truth.mean)]
+    low, high = truth.spread
+    worst = max(high, truth.mean) if board.better == "lower" else min(low, truth.mean)
+    if board.better == "lower" and abs(worst) <= ROUNDING:
+        worst = ROUNDING
+    return [s.model for s in board.ranked() if s.kind == "baseline" and board.at_least(s.mean, worst)]
 
 
 def _nobody(board: Board) -> str:
-    reasons = list(
-        dict.fromkeys(r for s in board.standings if s.kind not in ("baseline", "truth") for r in s.reasons)
-    )
+    ours = [s for s in board.standings if s.kind not in ("baseline", "truth")]
+    reasons = list(dict.fromkeys(r for s in ours for r in s.reasons))
     why = f": {'; '.join(reasons)}" if reasons else ""
+    if any(s.values for s in ours):
+        return f"No model ranks in {phrase(board.name)}{why}."
     return f"{begun(phrase(board.name))} is not measurable for any model{why}."
 
 

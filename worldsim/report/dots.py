@@ -35,7 +35,8 @@ def dots(groups: Sequence[Sequence[Board]], looks: Looks) -> Panel | None:
     caption = (
         "Each dot is a seed; the bar is the range over seeds (a 95 % interval of the mean from five on, "
         "of the score itself where it has one seed). "
-        "Baselines are grey. The dotted line is the floor: what the truth scores against itself."
+        "Baselines are grey. The dotted line is the floor: what the truth scores against another sample of "
+        "itself, or, where the metric has no such sample, the score of the true system."
     )
     return Panel("Every seed", caption, tuple(plots), 3) if plots else None
 

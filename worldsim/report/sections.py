@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from worldsim.errors import ResultError, WorldsimError
+from worldsim.errors import ResultError
 from worldsim.report.answers import answer
 from worldsim.report.dots import dots
 from worldsim.report.growth import growth, growth_by_label
@@ -70,7 +70,7 @@ def section(results: Results, scenario: str) -> Section:
         about=results.about(scenario),
         seeds=max((len(s.values) for board in found for s in board.standings), default=0),
         failures=_failures(results, entries, status),
-        answers=tuple(answer(group) for group in headlines(found, split)),
+        answers=tuple(answer(group, found) for group in headlines(found, split)),
         elsewhere=_elsewhere(found, split),
         keys=tuple(styles(kind).items()),
         panels=_placed(scenario, _panels(results, scenario, rows, found, kind)),
@@ -105,23 +105,16 @@ def _in_order(rows: Sequence[Row], document: Mapping[str, Any]) -> list[Row]:
 
 
 def learns(results: Results, scenario: str) -> dict[str, bool]:
-    """Which models are trained, as their plugins say; a model whose plugin is not here is left out."""
-    from worldsim.plugins import registry
-
-    found = {}
-    for model, spec in dict(results.document(scenario).get("models", {})).items():
-        name = spec if isinstance(spec, str) else spec.get("name", "")
-        try:
-            found[model] = bool(getattr(registry().builder("model", str(name)), "trainable", True))
-        except WorldsimError:
-            continue
-    return found
+    """Which models are trained, as the plan says."""
+    return {e.model: e.learned for e in results.entries if e.scenario == scenario and not e.baseline}
 
 
 def _elsewhere(found: Sequence[Board], split: str) -> tuple[tuple[str, str], ...]:
     """The first answer of every metric on the other splits."""
     others = dict.fromkeys(board.split for board in found if board.split != split)
-    return tuple((other, answer(group)) for other in others for group in headlines(found, other, each=1))
+    return tuple(
+        (other, answer(group, found)) for other in others for group in headlines(found, other, each=1)
+    )
 
 
 def _panels(

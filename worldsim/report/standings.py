@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from worldsim.results import Row
-from worldsim.tables import interval
+from worldsim.tables import interval, is_variant
 
 Kind = Literal["learned", "model", "reference", "baseline", "truth"]
 GRIDS = frozenset({"time", "pair", "point", "axis", "class", "frame"})
@@ -146,9 +146,33 @@ def _standing(model: str, kind: Kind, rows: Sequence[Row]) -> Standing:
     )  # fmt: skip
 
 
-def is_variant(name: str, names: Iterable[str]) -> bool:
-    """Whether a score is named after another one: ``W2_squared`` after ``W2``."""
-    return any(name.startswith(f"{other}_") for other in names)
+def fidelity_beside(board: Board, found: Iterable[Board]) -> Board | None:
+    """How far a model's futures are from the truth's, where the metric of ``board`` says so beside it."""
+    for other in found:
+        if (other.split, other.metric, other.name) == (board.split, board.metric, "fidelity"):
+            return other if other.name != board.name else None
+    return None
+
+
+def among_faithful(board: Board, fidelity: Board) -> Board:
+    """``board`` with a reason beside every model whose futures are no nearer to the truth's than those of a
+    baseline: a model that is wrong in one and the same way everywhere is coherent, and nothing more."""
+    rivals = [s for s in fidelity.ranked() if s.kind == "baseline" and s.model != "memoriser"]
+    if not rivals:
+        return board
+    best = rivals[0]
+    reason = f"its futures are no nearer to the true ones than those of the baseline {best.model}"
+    poor = {
+        s.model
+        for s in fidelity.standings
+        if s.kind not in ("baseline", "truth") and s.ranks and fidelity.at_least(best.mean, s.mean)
+    }
+    return replace(
+        board,
+        standings=tuple(
+            replace(s, reasons=(*s.reasons, reason)) if s.model in poor else s for s in board.standings
+        ),
+    )
 
 
 def main_split(found: Sequence[Board]) -> str:

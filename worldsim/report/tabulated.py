@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from worldsim.report.answers import number
-from worldsim.report.standings import Board, Kind, Standing, is_variant
+from worldsim.report.standings import Board, Kind, Standing
+from worldsim.tables import is_variant
 
 ARROWS = {"lower": "↓", "higher": "↑", "": ""}
 

@@ -1,0 +1,69 @@
+"""Tables in the terminal: readable at eighty columns, floors told, coherence never without fidelity."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from worldsim.protocols import Score
+from worldsim.results import Row
+from worldsim.tables import headlines, summarise, terminal_tables
+
+SCORES = {
+    "transport": {"W2": 0.5, "W2_squared": 0.25},
+    "coherence": {"coherence_auc": 0.9, "coherence_auc_mixed": 0.8, "compression": 0.7, "recall": 0.6,
+                  "fidelity": 0.1},
+    "rollout": {"nrmse": 0.123456, "valid_time": 7.0, "crps": 0.4},
+}  # fmt: skip
+
+
+def rows(models=("a_model_of_some_length", "truth"), seeds=(0, 1)):
+    for model in models:
+        for seed in seeds if model != "truth" else (0,):
+            for metric, scores in SCORES.items():
+                for name, value in scores.items():
+                    floor = 0.7 if name == "W2" else None
+                    score = Score(value * (1 + seed), floor=floor)
+                    yield Row("a_scenario", model, seed, model == "truth", "test", metric, name, score)
+
+
+class Kept:
+    def rows(self, scenario):
+        return rows()
+
+
+def printed(width, every=False):
+    out = io.StringIO()
+    console = Console(file=out, width=width, highlight=False)
+    for table in terminal_tables(Kept(), "a_scenario", every, width):
+        console.print(table)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 160])
+@pytest.mark.parametrize("every", [False, True])
+def test_nothing_is_cut_or_broken(width, every):
+    text = printed(width, every)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    names = [name for scores in SCORES.values() for name in scores] if every else headlines(summarise(rows()))
+    for name in names:
+        assert f" {name} ↓ " in text
+    tables = text.count("a_scenario · test")
+    assert text.count("│ a_model_of_some_length │") == tables
+    assert text.count("(more)") == tables - 1
+
+
+def test_a_wide_terminal_needs_fewer_tables():
+    assert printed(60).count("(more)") > printed(120).count("(more)") > printed(300).count("(more)") == 0
+
+
+def test_headlines_leave_out_variants_and_keep_fidelity():
+    assert headlines(summarise(rows())) == [
+        "W2", "coherence_auc", "compression", "fidelity", "nrmse", "valid_time",
+    ]  # fmt: skip
+
+
+def test_a_floor_is_told_where_it_is_not_the_truths_own_score():
+    last = next(line for line in printed(300).splitlines() if "│ floor" in line)
+    assert [cell.strip() for cell in last.strip("│").split("│")] == ["floor", "0.7", *["–"] * 5]
