@@ -25,7 +25,7 @@ help:
 	@echo "make test     the tests"
 	@echo "make lint     ruff and mypy"
 	@echo "make docs     the documentation, in docs/_build/html"
-	@echo "make studies  the published claims, measured again"
+	@echo "make studies  the published claims, measured again; K=s50 for one of them"
 	@echo "make browser  look at the report in headless chromium"
 	@echo "make clean    delete what make built; results stay"
 
@@ -45,7 +45,7 @@ docs: $(VENV)/.docs
 	@echo "docs/_build/html/index.html"
 
 studies: $(VENV)/.installed
-	$(BIN)/python -m studies
+	$(BIN)/python -m studies $(if $(K),-k $(K))
 
 browser: $(RESULTS)/report.html
 	$(BIN)/python tests/browser/check.py $(RESULTS)/report.html

@@ -2,9 +2,8 @@
 
 A study is a file ``s<number>.py``: a docstring that states the experiment, ``CLAIM``, ``SEEDS``,
 ``run(seed) -> figures`` and ``check(figures)``, which asserts the claim for every seed. Outcomes are kept in
-.worldsim/studies.json under a hash of the file and worldsim's version, so that a second call runs only what
-failed or changed; a change elsewhere in the tree is not noticed, which is what --fresh is for. Exits 1 when a
-claim does not hold.
+.worldsim/studies.json under a hash of the file and of all of worldsim's sources, so that a second call runs
+only what failed or what a change may have touched; --fresh runs everything. Exits 1 when a claim does not hold.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import json
 import sys
 import time
 import traceback
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ import click
 import torch
 
 import worldsim
+import worldsim_kernels
+import worldsim_plugins
 
 HERE = Path(__file__).parent
 KEPT = Path(".worldsim") / "studies.json"
@@ -33,9 +35,18 @@ def names(expression: str) -> list[str]:
     return [name for name in found if expression.lower() in name]
 
 
+@cache
+def sources() -> bytes:
+    """Digest of the code that a study may run: the core, the kernels and the plugins."""
+    digest = hashlib.sha256()
+    for package in (worldsim, worldsim_kernels, worldsim_plugins):
+        for file in sorted(Path(package.__path__[0]).rglob("*.py")):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.digest()
+
+
 def key_of(name: str) -> str:
-    content = (HERE / f"{name}.py").read_bytes() + worldsim.__version__.encode()
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256((HERE / f"{name}.py").read_bytes() + sources()).hexdigest()
 
 
 def outcome(name: str) -> dict[str, Any]:
