@@ -3,7 +3,7 @@
 A study is a file ``s<number>.py``: a docstring that states the experiment, ``CLAIM``, ``SEEDS``,
 ``run(seed) -> figures`` and ``check(figures)``, which asserts the claim for every seed. Outcomes are kept in
 .worldsim/studies.json under a hash of the file and of all of worldsim's sources, so that a second call runs
-only what failed or what a change may have touched; --fresh runs everything. Exits 1 when a claim does not hold.
+only what failed or what a change may have touched; --fresh runs everything. Exits 1 when a claim fails.
 """
 
 from __future__ import annotations
