@@ -167,7 +167,7 @@ def _own_floor(found: Sequence[Summary | None]) -> str:
     """The floor of a score, where it is not what the true system scores, which has a row already."""
     truth = next((s.mean for s in found if s and s.baseline and s.model == "truth"), None)
     floor = next((s.floor for s in found if s and s.floor is not None), None)
-    return "" if floor is None or floor == truth else shown(floor)
+    return "" if floor is None or floor == truth or math.isnan(floor) else shown(floor)
 
 
 def _fitting(columns: Sequence[list[str]], width: int) -> list[list[list[str]]]:
@@ -196,6 +196,8 @@ def _table(title: str, models: list[str], columns: Sequence[list[str]], dimmed: 
     for column in columns:
         table.add_column(column[0], justify="right")
     for model, *cells in zip(models[1:], *(column[1:] for column in columns)):
+        if set(cells) == {"–"}:
+            continue
         table.add_row(model, *cells, style="dim" if model in dimmed else "")
     return table
 

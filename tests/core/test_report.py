@@ -16,7 +16,7 @@ from worldsim.errors import WorldsimError
 from worldsim.protocols import Score
 from worldsim.report import write_report
 from worldsim.report.answers import answer, number, phrase, times
-from worldsim.report.plots import MOST_POINTS, log_range, packed, styles, thinned
+from worldsim.report.plots import MOST_POINTS, axis, log_range, packed, styles, thinned
 from worldsim.report.portraits import _plane
 from worldsim.report.sections import section
 from worldsim.report.standings import Board, Standing, boards, headlines, kinds, main_split
@@ -330,6 +330,12 @@ def test_the_answer_is_made_from_the_numbers():
     )
 
 
+def test_every_model_is_told_where_there_are_more_than_two():
+    values = {"projected": [1e-8], "guided": [1e-3], "penalised": [0.39], "free": [0.4]}
+    said = answer([board(*(standing(model, "learned", value) for model, value in values.items()))])
+    assert "(1e-08 against 0.001), then penalised 0.39, free 0.4" in said
+
+
 def test_rounding_is_no_victory():
     """A baseline that keeps an energy to the last digit has not beaten a model, nor has the truth lost."""
     three = [
@@ -482,6 +488,11 @@ def test_axes_are_logarithmic_only_where_they_must_be():
     assert thinned(5).tolist() == [0, 1, 2, 3, 4]
     assert len(thinned(10_000)) == MOST_POINTS
     assert packed(np.array([np.inf, 1e300]))["dtype"] == "f4"
+
+
+def test_ticks_are_few_and_never_a_single_one():
+    assert axis("", [-16.2, 0.3])["dtick"] == 4
+    assert axis("", [-0.6, 0.9])["ticktext"] == ["0.1", "0.2", "0.5", "1", "2", "5"]
 
 
 def test_more_models_than_colours_still_have_looks():

@@ -17,6 +17,8 @@ CLOSE = 1.1
 """A ratio below this is told by the two numbers."""
 ROUNDING = 1e-9
 """Two errors below this are both the rounding of a computer, and neither is better."""
+NOUNS = {"drift_": "drift", "violation_": "violation", "projection_failures_": "failed projections"}
+"""Beginnings of names that go with a quantity."""
 PHRASES = {
     "nrmse": "forecast error (nRMSE)",
     "valid_time": "valid time",
@@ -27,8 +29,8 @@ PHRASES = {
     "coherence_auc": "coherence (AUC)",
     "token_validity": "share of legal tokens",
     "next_token_validity": "share of legal tokens among the most probable",
-    "compression": "share of equivalent histories treated alike (compression)",
-    "compression_precision": "share of equivalent histories treated alike (compression)",
+    "compression": "compression of equivalent histories",
+    "compression_both": "compression of equivalent histories",
 }
 
 
@@ -40,9 +42,9 @@ def number(value: float | None) -> str:
 
 def phrase(name: str) -> str:
     """A score's name in words."""
-    for prefix in ("drift_", "violation_"):
+    for prefix, noun in NOUNS.items():
         if name.startswith(prefix):
-            return f"{prefix[:-1]} of {name.removeprefix(prefix).replace('_', ' ')}"
+            return f"{noun} of {name.removeprefix(prefix).replace('_', ' ')}"
     return PHRASES.get(name, name.replace("_", " "))
 
 
@@ -96,10 +98,15 @@ def _ahead(board: Board, ours: Sequence[Standing], rivals: Sequence[Standing], t
     elif len(ours) + len(rivals) == 1:
         text = f"{best.model} has {phrase(board.name)} {_value(best, board)}"
     else:
-        text = _compared(board, best, (ours[1:] or rivals)[0])
+        text = _compared(board, best, (ours[1:] or rivals)[0]) + _others(board, ours[2:])
     if rivals and len(ours) + len(rivals) > 2:
         text += f"; {'each' if len(level) > 1 else best.model} beats {_beaten(rivals, trivial)}"
     return text
+
+
+def _others(board: Board, rest: Sequence[Standing]) -> str:
+    """Models after the second: a question about five is not answered by two."""
+    return "".join(f", {'then ' if i == 0 else ''}{s.model} {_value(s, board)}" for i, s in enumerate(rest))
 
 
 def _level(one: Standing, other: Standing) -> bool:

@@ -52,7 +52,10 @@ def _dots(board: Board, looks: Looks) -> Plot:
     y = axis(named(ARROWS[board.better], board.units), powers, **from_zero)
     floors = [s.floor for s in shown if s.floor is not None]
     shapes = [rule(float(np.mean(floors)))] if floors and (not powers or np.mean(floors) > 0) else []
-    return Plot(tuple(data), layout(axis("", tickangle=-38, type="category"), y, title, shapes=shapes))
+    return Plot(
+        tuple(data),
+        layout(axis("", tickangle=-38, type="category", tickfont={"size": 12}), y, title, shapes=shapes),
+    )
 
 
 def _near(shown: Sequence[Standing]) -> list[Standing]:

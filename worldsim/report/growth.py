@@ -53,7 +53,7 @@ def _growth_panel(rows: Sequence[Row], found: Sequence[Board], looks: Looks, uni
     caption += "Dotted verticals: valid time of the models." if marks else ""
     curves = _curves(rows)
     data, x, y = _growth(curves, looks, unit, named(phrase(stem), score.units))
-    below = _below(curves, looks)
+    below = _below(curves, looks) if y.get("type") == "log" else []
     caption += f" Off this picture, far below: {', '.join(below)}." if below else ""
     plot = Plot(data, layout(x, y, shapes=marks))
     return Panel(f"{begun(phrase(stem))} over time", caption, (plot,), 1)

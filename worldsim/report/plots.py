@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -22,6 +23,8 @@ TRUTH = "#111111"
 MODELS: tuple[Kind, ...] = ("learned", "model", "reference")
 FAR_BELOW = 1e3
 """A truth this many times below everybody is told in words: an axis that holds it shows nothing else."""
+MOST_TICKS = 5
+"""Powers of ten beside an axis; under two decades 2 and 5 stand between them, written out."""
 YEAR = 365.25
 INK, RULE = "#222222", "#e4e4e4"
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
@@ -154,9 +157,16 @@ def axis(title: str, powers: Sequence[float] | None = None, **more: Any) -> dict
         "showline": True, "linecolor": INK, "ticks": "outside", "ticklen": 4, "automargin": True,
     }  # fmt: skip
     if powers:
-        step = max(1, round((powers[1] - powers[0]) / 6))
-        shown |= {"type": "log", "exponentformat": "power", "dtick": step, "range": list(powers)}
+        shown |= {"type": "log", "exponentformat": "power", "range": list(powers), **_ticks(*powers)}
     return {**shown, **more}
+
+
+def _ticks(low: float, high: float) -> dict[str, Any]:
+    """Powers of ten; where there are fewer than two of them, 1, 2 and 5 written out."""
+    if high - low > 2:
+        return {"dtick": math.ceil((high - low) / MOST_TICKS)}
+    values = [digit * 10.0**power for power in range(math.floor(low), math.ceil(high)) for digit in (1, 2, 5)]
+    return {"tickvals": values, "ticktext": [f"{value:g}" for value in values]}
 
 
 def layout(x: Mapping[str, Any], y: Mapping[str, Any], title: str = "", **more: Any) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def table(found: Sequence[Board], split: str, kind: Mapping[str, Kind]) -> Table
 
 def _line(board: Board, models: Sequence[str]) -> Line:
     ranked = [s for s in board.ranked() if s.kind in ("learned", "model", "reference")]
-    best = {s.model for s in ranked if len(ranked) > 1 and s.mean == ranked[0].mean}
+    best = {s.model for s in ranked if len(ranked) > 1 and number(s.mean) == number(ranked[0].mean)}
     cells = tuple(_cell(board.of(model), model in best) for model in models)
     floors = [s.floor for s in board.standings if s.floor is not None]
     units = "" if board.units in ("", "1") else board.units
