@@ -92,7 +92,8 @@ def roll_out(case: Case, model: Any, truth: Trajectory, system: System) -> xr.Da
     rng = generator(case.scenario.master_seed, case.scenario.world, "rollout", case.seed)
     actions = future.actions if isinstance(system, HasActions) else None
     context = held(truth).span(0, last + 1)
-    guess = model.rollout(context, future.times, actions, case.scenario.draws, rng)
+    with forked(derive(case.scenario.master_seed, "rollout", case.seed)):
+        guess = model.rollout(context, future.times, actions, case.scenario.draws, rng)
     return to_dataset(future, guess, system)
 
 

@@ -64,6 +64,7 @@ def fit(
     if saved:
         state = _restore(saved, model, optimiser, average)
     device = weights[0].device
+    model.train()
     while state.step < settings.steps:
         with forked(derive(seed, "fit", state.step), device):
             _step(model, train, settings, seed, optimiser, average, state)
@@ -79,6 +80,7 @@ def fit(
         if save and state.step % settings.checkpoint_every == 0 and state.step < settings.steps:
             save(_dump(model, optimiser, average, state))
     _choose(model, average, state, settings)
+    model.eval()
     report = {"steps": float(state.step), "train": state.train_loss}
     return report if validation is None else {**report, "validation": state.best}
 
@@ -162,8 +164,11 @@ def _check(
         return losses
     network: Any = model.module if isinstance(model, AveragedModel) else model
     draw = windows(validation, settings.batch, settings.window, generator(seed, "validation"))
+    training = network.training
+    network.eval()
     with forked(derive(seed, "validation")), torch.no_grad():
         losses["validation"] = float(network.loss(draw))
+    network.train(training)
     if losses["validation"] < state.best:
         state.best, state.best_step = losses["validation"], state.step
         if settings.patience:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import xarray as xr
 
 from worldsim.build import build_model, build_systems, fit_model, prepare, roll_out
+from worldsim.errors import WorldsimError
+from worldsim.protocols import System
 from worldsim.provenance import provenance
 from worldsim.scenario import Case
-from worldsim.score import scored_parts, to_document
+from worldsim.score import ScoredPart, scored_parts, to_document
+from worldsim.seeds import derive, forked
 from worldsim.store import Store
 from worldsim.trees import from_dataset
 from worldsim.truth import simulate_split
@@ -62,15 +66,29 @@ def _run(case: Case, store: Store) -> str:
         }
         tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs={"worldsim_key": case.key}), **groups})
         store.keep_run(case.key, tree, provenance(case))
-    kept = store.open_run(case.key)
-    for part in missing:
-        scores = {}
-        for split in part.splits:
-            truth_of, guess = from_dataset(kept[split].to_dataset())
-            prepare(case, model, systems[split], truth_of)
-            scores[split] = to_document(part.score(systems[split], truth_of, guess, model))
-        store.keep_scores(case.key, part.key, scores)
+    _score(case, store, model, systems, missing)
     return "done"
+
+
+def _score(
+    case: Case, store: Store, model: Any, systems: Mapping[str, System], parts: list[ScoredPart]
+) -> None:
+    """Keep what each part gives. One that breaks is raised when the others are kept."""
+    kept, broken = store.open_run(case.key), []
+    for part in parts:
+        scores = {}
+        try:
+            for split in part.splits:
+                truth, guess = from_dataset(kept[split].to_dataset())
+                prepare(case, model, systems[split], truth)
+                with forked(derive(case.scenario.master_seed, "score", part.key, split)):
+                    scores[split] = to_document(part.score(systems[split], truth, guess, model))
+        except WorldsimError as error:
+            broken.append(error)
+        else:
+            store.keep_scores(case.key, part.key, scores)
+    if broken:
+        raise broken[0]
 
 
 @contextmanager

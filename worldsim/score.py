@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from worldsim.errors import NotMeasurable, PluginError
+from worldsim.errors import NotMeasurable, PluginError, WorldsimError
 from worldsim.params import Component
 from worldsim.protocols import Constraint, Metric, Model, Score, System, Trajectory
 from worldsim.scenario import Case
@@ -23,11 +23,22 @@ class ScoredPart:
     key: str
     case: Case
 
-    def score(self, system: System, truth: Trajectory, guess: Trajectory, model: Model) -> Any:
-        built = self.component.build(self.case.scenario.registry, system=system)
-        if self.component.noun == "constraint":
-            return residual_scores(self.component.name, built, guess)
-        return score_with(self.component.name, built, truth, guess, model)
+    def score(self, system: System, truth: Trajectory, guess: Trajectory, model: Model) -> dict[str, Score]:
+        """Raises PluginError, naming the plugin, when the metric or the constraint raises."""
+        name, noun, plugins = self.component.name, self.component.noun, self.case.scenario.registry
+        try:
+            built = self.component.build(plugins, system=system)
+            if noun == "constraint":
+                return residual_scores(name, built, guess)
+            return score_with(name, built, truth, guess, model)
+        except NotMeasurable as reason:
+            return {name: Score(float("nan"), better="", n=0, reason=str(reason))}
+        except WorldsimError:
+            raise
+        except Exception as error:
+            provider = plugins.provider(noun, name)
+            told = f"{type(error).__name__}: {error}"
+            raise PluginError(f"{noun} {name!r} of {provider} raised {told}") from error
 
 
 def scored_parts(case: Case) -> list[ScoredPart]:
@@ -69,8 +80,14 @@ def _checked(metric: str, name: str, score: Score) -> Score:
 
 
 def residual_scores(name: str, constraint: Constraint, guess: Trajectory) -> dict[str, Score]:
-    """Median and maximum over rollouts of the largest |residual| in time; floor 0 by definition."""
-    worst = constraint.residual(guess)[:, :, 1:].detach().abs().double().flatten(2).amax(2).flatten()
+    """Median and maximum over rollouts of the largest |residual|; floor 0 by definition.
+
+    Of a residual of each frame, that of frame 0, which was given, is left out.
+    """
+    residual = constraint.residual(guess).detach().abs().double()
+    if getattr(constraint, "local_in_time", False) or residual.shape[2:3] == guess.times.shape:
+        residual = residual[:, :, 1:]
+    worst = residual.reshape(*residual.shape[:2], -1).amax(2).flatten()
     good = worst.isfinite()
     failed = int((~good).sum())
     if failed:
@@ -126,6 +143,10 @@ def from_document(document: Mapping[str, Any]) -> dict[str, Score]:
     return {name: _score(entry) for name, entry in document.items()}
 
 
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
 def _score(entry: Mapping[str, Any]) -> Score:
     value = np.asarray(entry["value"], dtype=np.float64)
     interval = entry["interval"]
@@ -135,7 +156,7 @@ def _score(entry: Mapping[str, Any]) -> Score:
         better=entry["better"],
         units=entry["units"],
         floor=entry["floor"],
-        interval=None if interval is None else (float(interval[0]), float(interval[1])),
+        interval=None if interval is None else (_number(interval[0]), _number(interval[1])),
         n=entry["n"],
         failed=entry["failed"],
         reason=entry["reason"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ def to_dataset(truth: Trajectory, guess: Trajectory, system: System) -> xr.Datas
     ``truth_<observable>``, ``<observable>`` of the prediction, ``action``.
     """
     axes = axes_of(truth)
+    observed = {**_observed(system, guess.states), **guess.observables}
+    _refuse_taken([*truth.observables, *observed], axes)
     data: dict[str, Any] = {
         "state": (("trajectory", "draw", "time", *axes), guess.states.numpy()),
         "truth": (("trajectory", "time", *axes), truth.states[:, 0].numpy()),
@@ -39,11 +41,22 @@ def to_dataset(truth: Trajectory, guess: Trajectory, system: System) -> xr.Datas
         data["length"] = (("trajectory",), truth.length[:, 0].numpy())
     for name, value in truth.observables.items():
         data[f"truth_{name}"] = (("trajectory", "time", *_extra(name, value.dim() - 3)), value[:, 0].numpy())
-    for name, value in {**_observed(system, guess.states), **guess.observables}.items():
+    for name, value in observed.items():
         data[name] = (("trajectory", "draw", "time", *_extra(name, value.dim() - 3)), value.numpy())
     dataset = xr.Dataset(data, coords={"time": ("time", truth.times.numpy())})
     dataset.attrs["labels"] = {axis: list(names) for axis, names in truth.labels.items() if axis in axes}
     return with_labels(_with_units(dataset, truth.units))
+
+
+TAKEN = ("state", "truth", "action", "length", "trajectory", "draw", "time")
+
+
+def _refuse_taken(names: Sequence[str], axes: Sequence[str]) -> None:
+    """Raises ValueError for an observable that would stand in the place of something else in the dataset."""
+    for name in names:
+        if name in TAKEN or name in axes or name.startswith("truth_"):
+            taken = ", ".join([*TAKEN, *axes, "truth_*"])
+            raise ValueError(f"an observable cannot be named {name!r}; these names are taken: {taken}")
 
 
 def with_labels(dataset: xr.Dataset) -> xr.Dataset:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from worldsim.protocols import HasActions, System, Trajectory
+from worldsim.protocols import HasActions, Start, System, Trajectory
 from worldsim.seeds import generator
 
 if TYPE_CHECKING:
@@ -29,20 +29,40 @@ def simulate_split(case: Case, split: str, system: System) -> Trajectory:
     times = time_grid(case.scenario.data.step, settings.horizon)
     seed = case.seed if split in SEEDED else -1
     size = case.scenario.data.block
-    blocks = []
+    starts, blocks = [], []
     for index, first in enumerate(range(0, settings.trajectories, size)):
         rng = generator(case.scenario.master_seed, case.scenario.world, split, seed + 1, index)
-        blocks.append(_simulate_block(system, min(size, settings.trajectories - first), times, rng))
+        start, block = _simulate_block(system, min(size, settings.trajectories - first), times, rng)
+        check_truth(block, min(size, settings.trajectories - first), times, case.scenario.system.name)
+        starts.append(start)
+        blocks.append(block)
+    if _repeats(starts, blocks):
+        raise ValueError(
+            f"system {case.scenario.system.name!r} has fixed starts, so that trajectories come again after "
+            f"every {size}: set data.block to {settings.trajectories} or more"
+        )
     truth = concatenate(blocks)
-    check_truth(truth, settings.trajectories, times, case.scenario.system.name)
     rng = generator(case.scenario.master_seed, case.scenario.world, split, seed + 1, "noise")
     return with_noise(truth, settings.noise, rng)
 
 
-def _simulate_block(system: System, n: int, times: torch.Tensor, rng: torch.Generator) -> Trajectory:
+def _simulate_block(
+    system: System, n: int, times: torch.Tensor, rng: torch.Generator
+) -> tuple[Start, Trajectory]:
     start = system.sample(n, rng)
     actions = system.sample_actions(n, times, rng) if isinstance(system, HasActions) else None
-    return system.simulate(start, times, actions, rng)
+    truth = system.simulate(start, times, actions, rng)
+    if actions is not None and isinstance(truth, Trajectory) and truth.actions is None:
+        raise ValueError(f"{type(system).__name__}: simulate must keep the actions in its Trajectory")
+    return start, truth
+
+
+def _repeats(starts: Sequence[Start], blocks: Sequence[Trajectory]) -> bool:
+    """Whether the second block is the first again, from the same starts."""
+    if len(blocks) < 2 or not isinstance(starts[0], torch.Tensor):
+        return False
+    n = len(blocks[1].states)
+    return torch.equal(starts[0][:n], starts[1]) and torch.equal(blocks[0].states[:n], blocks[1].states)
 
 
 def concatenate(blocks: list[Trajectory]) -> Trajectory:
@@ -93,6 +113,8 @@ def with_noise(truth: Trajectory, noise: Mapping[str, float], rng: torch.Generat
     """Gaussian measurement noise of the given standard deviations on "states" or on named observables."""
     for name, deviation in sorted(noise.items()):
         if name == "states":
+            if not truth.states.is_floating_point():
+                raise ValueError("noise on 'states': tokens are no numbers that noise can be added to")
             truth = replace(truth, states=truth.states + deviation * _normal(truth.states, rng))
         elif name in truth.observables:
             value = truth.observables[name]
@@ -122,10 +144,24 @@ def check_truth(truth: Any, n: int, times: torch.Tensor, name: str) -> None:
             f"system {name!r}: states must be [trajectory, draw, time, *state] = {[*expected, '...']}, "
             f"found {list(truth.states.shape)}"
         )
+    if truth.states.dtype not in (torch.float64, torch.int64):
+        raise ValueError(
+            f"system {name!r}: expected states in float64, or in int64 for tokens, found "
+            f"{truth.states.dtype}; simulate in double precision"
+        )
     if not torch.equal(truth.times, times):
         raise ValueError(f"system {name!r}: the trajectory's times are not the times it was asked for")
+    if truth.length is not None and truth.length.shape != (n, 1):
+        raise ValueError(
+            f"system {name!r}: length must be [trajectory, draw] = {[n, 1]}, found {list(truth.length.shape)}"
+        )
     for key, value in {"states": truth.states, **truth.observables}.items():
-        if truth.length is None and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if tuple(value.shape[:3]) != expected:
+            raise ValueError(
+                f"system {name!r}: {key} must begin with [trajectory, draw, time] = {list(expected)}, "
+                f"found {list(value.shape)}"
+            )
+        if value.is_floating_point() and not bool(torch.isfinite(value[reached(truth)]).all()):
             raise ValueError(
                 f"system {name!r}: {key} of the truth are not finite; set length for ragged ends"
             )

@@ -40,13 +40,19 @@ def scaling_of(truth: Trajectory, kind: str) -> tuple[Tensor, Tensor]:
           "none": zero and one.
     """
     states = truth.states
-    if kind == "none" or not states.is_floating_point() or not truth.state_shape:
+    if kind == "none" or not states.is_floating_point():
         return torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
-    flat = states[reached(truth)].double().reshape(-1, states.shape[-1])
+    flat = states[reached(truth)].double()
+    flat = flat.reshape(-1, states.shape[-1]) if truth.state_shape else flat
     shift, spread = flat.mean(0), flat.std(0, correction=0)
     varies = spread > 1e-12 * flat.abs().amax(0)  # below, it is the rounding of a constant
     spread = torch.where(varies, spread, torch.zeros_like(spread))
     if kind == "canonical":
+        if spread.numel() % 2 or not truth.state_shape:
+            raise ValueError(
+                "scaling 'canonical' needs a last state axis (q, p), half and half; the state is "
+                f"{list(truth.state_shape)}"
+            )
         halves = (spread**2).reshape(2, -1).mean(1).sqrt()
         spread = halves.repeat_interleave(spread.shape[0] // 2)
     elif kind != "component":
@@ -75,10 +81,34 @@ class Wrapped(nn.Module):
         shift, scale = scaling_of(train, kind)
         self.register_buffer("shift", shift)
         self.register_buffer("scale", scale)
-        self.dtype = dtype if kind != "none" and train.states.is_floating_point() else None
+        self.floating = train.states.is_floating_point()
+        self.dtype = dtype if kind != "none" and self.floating else None
         self.block = block
         self.uses = tuple(uses)
         self.inner: Any = build(self.inward(train.span(0, window)))
+        self._adopt(kind, dtype)
+        self.eval()
+
+    def _adopt(self, kind: str, dtype: torch.dtype) -> None:
+        """Raises ValueError for a model that would be scaled wrongly, or never fitted, without a word."""
+        name, declared = type(self.inner).__name__, getattr(self.inner, "scaling", kind)
+        if declared != kind:
+            raise ValueError(
+                f"{name} declares scaling {declared!r}, and its builder does not: set the attribute "
+                f"scaling = {declared!r} on the builder too"
+            )
+        parts = getattr(self.inner, "__dict__", {}).values()
+        learns = any(isinstance(part, nn.Module | nn.Parameter) for part in parts)
+        if learns and self.trainable and not isinstance(self.inner, nn.Module):
+            raise ValueError(
+                f"{name} holds parameters that no fit would find: make it an nn.Module, or say "
+                "trainable = False"
+            )
+        if isinstance(self.inner, nn.Module) and dtype != torch.float32:
+            self.inner.to(dtype)
+        weights = [p for p in self.parameters() if p.is_floating_point()]
+        if kind == "none" and weights and self.floating:
+            self.dtype = weights[0].dtype
 
     @property
     def trainable(self) -> bool:
@@ -103,7 +133,7 @@ class Wrapped(nn.Module):
 
     def outward(self, scaled: Trajectory) -> Trajectory:
         """Physical units, float64."""
-        if self.dtype is None:
+        if not self.floating:
             return scaled
         return replace(scaled, states=scaled.states.double() * self.scale + self.shift)
 
@@ -127,9 +157,12 @@ class Wrapped(nn.Module):
         draws: int,
         generator: torch.Generator,
     ) -> Trajectory:
-        """Physical units, on the CPU; blocks of a fixed size, the last one padded and cropped."""
+        """Physical units, on the CPU; blocks of a fixed size, the last one padded and cropped.
+
+        Observables of the context are what a model does not see, and are not shown to it.
+        """
         device = self.shift.device
-        context, times = context.to(device=device), times.to(device)
+        context, times = replace(context, observables={}).to(device=device), times.to(device)
         actions = None if actions is None else actions.to(device)
         parts = []
         for first in range(0, len(context), self.block):
@@ -184,6 +217,14 @@ class Wrapped(nn.Module):
                 f"{name}.rollout: states must be [trajectory, draw, time, *state] = {list(expected)}, "
                 f"found {list(guess.states.shape)}"
             )
+        if guess.times.shape != times.shape or not bool((guess.times == times).all()):
+            raise ValueError(f"{name}.rollout: its times are not the times it was asked for")
+        for key, value in guess.observables.items():
+            if tuple(value.shape[:3]) != expected[:3]:
+                raise ValueError(
+                    f"{name}.rollout: {key} must begin with [trajectory, draw, time] = {list(expected[:3])}, "
+                    f"found {list(value.shape)}"
+                )
 
 
 def framed(step: Callable[..., Any], trajectory: Trajectory, use: Use) -> Any:

@@ -87,6 +87,8 @@ class Perceptron(nn.Module):
 def state_axes(truth: Trajectory, each_body: bool) -> int:
     """How many of the last axes of a state one field sees: all, or all but that of the bodies."""
     axes = len(truth.state_shape)
+    if not axes:
+        raise ValueError("a vector field needs states with an axis: a single number as [..., 1]")
     if each_body and axes < 2:
         raise ValueError(
             f"each_body needs states [body, component], and they are {list(truth.state_shape)}: "
