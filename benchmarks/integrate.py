@@ -3,8 +3,9 @@
     python benchmarks/integrate.py [--rows 4096] [--steps 200]
 
 Prints nanoseconds a row and step (minimum of five rounds, the methods taking turns), the ratio to
-torchdiffeq's RK4 (which is the 3/8 rule), the largest relative energy error, and the limit: the time to read and write the state once for each
-evaluation of the force, at the copy bandwidth that is measured in the same run. One thread, float64.
+torchdiffeq's RK4 (which is the 3/8 rule), the largest relative energy error, and the limit: the time to read
+and write the state once for each evaluation of the force, at the copy bandwidth that is measured in the same
+run. One thread, float64.
 """
 
 from __future__ import annotations
