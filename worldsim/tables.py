@@ -126,8 +126,11 @@ def heading(summary: Summary) -> str:
 
 HEADLINES = 2
 """Scores of a metric in the terminal's table, the first that it names; the report has all of them."""
-BESIDE = "fidelity"
-"""Shown wherever it is kept: coherence without it may be that of a world which is wrong throughout."""
+BESIDE = ("fidelity", "crps")
+"""Shown wherever they are kept: coherence without fidelity may be that of a world which is wrong throughout,
+and an error of single draws says nothing about a law."""
+ROUNDING = 1e-9
+"""Two numbers below this are the rounding of a computer."""
 CELL_PADDING = 3
 """Columns that a border and the space beside it take."""
 
@@ -167,7 +170,11 @@ def _own_floor(found: Sequence[Summary | None]) -> str:
     """The floor of a score, where it is not what the true system scores, which has a row already."""
     truth = next((s.mean for s in found if s and s.baseline and s.model == "truth"), None)
     floor = next((s.floor for s in found if s and s.floor is not None), None)
-    return "" if floor is None or floor == truth or math.isnan(floor) else shown(floor)
+    if floor is None or math.isnan(floor):
+        return ""
+    if truth is not None and math.isclose(floor, truth, abs_tol=ROUNDING):
+        return ""
+    return shown(floor)
 
 
 def _fitting(columns: Sequence[list[str]], width: int) -> list[list[list[str]]]:
@@ -216,7 +223,7 @@ def headlines(summaries: Sequence[Summary]) -> list[str]:
     found = []
     for scores in by_metric.values():
         own = [score for score in scores if not is_variant(score, scores)]
-        shown = [*own[:HEADLINES], *(score for score in own[HEADLINES:] if score == BESIDE)]
+        shown = [*own[:HEADLINES], *(score for score in own[HEADLINES:] if score in BESIDE)]
         found += [name for score in shown for name in scores[score]]
     return found
 

@@ -60,10 +60,10 @@ def test_a_wide_terminal_needs_fewer_tables():
 
 def test_headlines_leave_out_variants_and_keep_fidelity():
     assert headlines(summarise(rows())) == [
-        "W2", "coherence_auc", "compression", "fidelity", "nrmse", "valid_time",
+        "W2", "coherence_auc", "compression", "fidelity", "nrmse", "valid_time", "crps",
     ]  # fmt: skip
 
 
 def test_a_floor_is_told_where_it_is_not_the_truths_own_score():
     last = next(line for line in printed(300).splitlines() if "│ floor" in line)
-    assert [cell.strip() for cell in last.strip("│").split("│")] == ["floor", "0.7", *["–"] * 5]
+    assert [cell.strip() for cell in last.strip("│").split("│")] == ["floor", "0.7", *["–"] * 6]

@@ -11,12 +11,10 @@ import math
 from collections.abc import Sequence
 
 from worldsim.report.standings import Board, Standing, among_faithful, fidelity_beside
-from worldsim.tables import shown
+from worldsim.tables import ROUNDING, shown
 
 CLOSE = 1.1
 """A ratio below this is told by the two numbers."""
-ROUNDING = 1e-9
-"""Two errors below this are both the rounding of a computer, and neither is better."""
 NOUNS = {"drift_": "drift", "violation_": "violation", "projection_failures_": "failed projections"}
 """Beginnings of names that go with a quantity."""
 PHRASES = {

@@ -186,6 +186,7 @@ def headlines(found: Sequence[Board], split: str, each: int = 2) -> list[list[Bo
 
     Of a metric, what stands over named things comes first, then what most models have, then the order in
     which it is kept; a score named after an earlier one (``W2_squared``) is a variant of it, not a new one.
+    The error of a forecast law is always among them: that of single draws says nothing about a law.
     """
     chosen = []
     for metric in dict.fromkeys(board.metric for board in found):
@@ -198,5 +199,6 @@ def headlines(found: Sequence[Board], split: str, each: int = 2) -> list[list[Bo
         for name in ordered:
             if not is_variant(name, groups):
                 names.append(name)
-        chosen += [groups[name] for name in names[:each]]
+        beside = [name for name in names[each:] if name == "crps"] if each > 1 else []
+        chosen += [groups[name] for name in [*names[:each], *beside]]
     return chosen
