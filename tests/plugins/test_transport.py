@@ -252,3 +252,15 @@ def test_ragged_ends_are_left_out(feature):
     assert score["W2_squared"].value == pytest.approx(0, abs=1e-12)
     with pytest.raises(NotMeasurable, match="different times"):
         Wasserstein(OrnsteinUhlenbeck()).score(ragged, truth, None)
+
+
+def test_a_sample_that_a_constant_would_beat_measures_nothing():
+    """In 200 dimensions 16 points are about as far from 16 others as any two are: sqrt(2) spreads."""
+    system, times = OrnsteinUhlenbeck(dim=25, rate=50.0), TIMES
+    rng = torch.Generator().manual_seed(0)
+    truth = system.simulate(system.sample(16, rng), times, None, rng)
+    with pytest.raises(NotMeasurable, match="a constant at the truth's mean would lie below the floor"):
+        Wasserstein(system).score(truth, truth, None)
+    low = OrnsteinUhlenbeck(dim=1, rate=50.0)
+    truth = low.simulate(low.sample(16, rng), times, None, rng)
+    assert Wasserstein(low, feature="final_state").score(truth, truth, None)["W2"].value == 0

@@ -98,8 +98,9 @@ class Wasserstein:
 
     Of several draws the first is taken. The points of feature ``state`` are not independent (a trajectory
     gives many), so they come with a floor and no interval. Raises NotMeasurable over tokens, with fewer than
-    ``minimum`` trajectories, with trajectories too short for the feature, and where the system gives no floor
-    although the dimension is above 4; rollouts that are not finite leave nothing measurable.
+    ``minimum`` trajectories, with trajectories too short for the feature, where the system gives no floor
+    although the dimension is above 4, and where a constant would lie below the floor; rollouts that are not
+    finite leave nothing measurable.
     """
 
     def __init__(
@@ -149,6 +150,12 @@ class Wasserstein:
         floors, without = self.floor(truth, 1 + picked, scale)
         if without and x.shape[1] > LARGEST_UNFLOORED_DIMENSION:
             raise NotMeasurable(f"W2 in {x.shape[1]} dimensions says nothing without its floor: {without}")
+        if floors and sum(floors) / len(floors) > float(x.var(0, correction=0).sum()):
+            # Then whoever always says the mean is nearer to the truth than the truth is to itself.
+            raise NotMeasurable(
+                f"{len(x)} points are too few for {x.shape[1]} dimensions: a constant at the truth's mean "
+                "would lie below the floor; score more trajectories, or fewer frames"
+            )
         found = wasserstein2(x, y)
         scores = distances(found, torch.tensor(floors, dtype=torch.float64), x, self.feature != "state")
         if without:
