@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from worldsim import NotMeasurable, Trajectory
+from worldsim.baselines import Persistence
 from worldsim.protocols import HistoryPairs
 from worldsim_plugins.generators.believed_automaton import BelievedAutomaton
 from worldsim_plugins.metrics.coherence import Coherence
 from worldsim_plugins.metrics.history_pairs import derangement, divergence, ranking, separation
 from worldsim_plugins.systems.automaton import Automaton
+from worldsim_plugins.systems.ornstein_uhlenbeck import OrnsteinUhlenbeck
 
 GOLDEN = {  # belief: compression precision, distinction precision and recall at equal, then at mixed lengths
     ("true", 5): (1, 1, 1, 1, 1, 1),
@@ -356,3 +358,15 @@ def test_a_derangement_leaves_nobody_at_home(n):
     partner = derangement(n, generator(n))
     assert torch.equal(partner.sort().values, torch.arange(n))
     assert (partner != torch.arange(n)).all()
+
+
+def test_one_draw_of_a_stochastic_world_measures_no_coherence():
+    """It would call the truth incoherent, and a forecast that never changes coherent."""
+    system, times = OrnsteinUhlenbeck(), torch.arange(8, dtype=torch.float64) / 10
+    rng = torch.Generator().manual_seed(0)
+    truth = system.simulate(system.sample(20, rng), times, None, rng)
+    model = Persistence(system, truth)
+    with pytest.raises(NotMeasurable, match="compare laws, with draws"):
+        Coherence(system, pairs=20).score(truth, truth, model)
+    scores = Coherence(system, pairs=20, draws=16).score(truth, truth, model)
+    assert scores["fidelity"].value > 1.5 * scores["fidelity"].floor

@@ -9,7 +9,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from worldsim import Score
+from worldsim import NotMeasurable, Score
 from worldsim_plugins.metrics.history_pairs import Divergences, Setting, ranking, separation
 
 HIGHER = ("coherence_auc", "compression", "distinction_precision", "distinction_recall")
@@ -64,10 +64,20 @@ def _rows(part: Divergences, index: Tensor) -> Divergences:
 
 def threshold(comparison: Comparison, epsilon: float, draws: int) -> float:
     """``epsilon``; for stochastic predictions at least the 95 % quantile, over pairs, of the largest distance
-    between two independent sets of the truth's own draws from one state."""
-    if draws == 1 or comparison.truth is None:
+    between two independent sets of the truth's own draws from one state.
+
+    Raises NotMeasurable where a single draw cannot tell such a distance from a difference between laws: the
+    truth would then seem incoherent, and whoever forecasts one future for ever coherent.
+    """
+    if comparison.truth is None:
         return epsilon
-    return max(epsilon, float(comparison.truth.equivalent.amax(1).quantile(0.95)))
+    own = float(comparison.truth.equivalent.amax(1).quantile(0.95))
+    if draws == 1 and own > epsilon:
+        raise NotMeasurable(
+            f"two of the truth's own futures from one state are {own:.3g} apart, over epsilon = {epsilon:g}; "
+            "compare laws, with draws: 16 or more (where the truth is chaotic, shorten the horizon)"
+        )
+    return max(epsilon, own)
 
 
 def measures(comparison: Comparison, eta: float) -> dict[str, float]:
