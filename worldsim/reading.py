@@ -321,7 +321,7 @@ class Reader:
         """What components say they need of the system (``needs``), before anything is computed."""
         try:
             system = scenario.system.build(self.plugins)
-        except (ValueError, TypeError, ImportError) as error:
+        except (ValueError, TypeError, ImportError, WorldsimError) as error:
             self.problem(("system",), str(error))
             return None
         parts: list[tuple[Location, Component]] = [
@@ -335,7 +335,25 @@ class Reader:
             self.check_part(loc, part, scenario.system.name, system)
         for label, model in scenario.models.items():
             self.check_mechanisms(label, model)
+        for split, other in scenario.split_systems.items():
+            if other != scenario.system:
+                self.check_other_world(split, other, scenario)
         return system
+
+    def check_other_world(self, split: str, world: Component, scenario: Scenario) -> None:
+        """Whether the system of a split can be built, and what is scored there can be built for it."""
+        loc = ("data", "splits", split, "system")
+        try:
+            system = world.build(self.plugins)
+        except (ValueError, TypeError, ImportError, WorldsimError) as error:
+            self.problem(loc, str(error))
+            return
+        parts = [use.component for model in scenario.models.values() for use in model.uses]
+        if split in scenario.scored_splits:
+            parts += scenario.constraints
+            parts += [spec.component for spec in scenario.metrics if split in (spec.splits or [split])]
+        for part in parts:
+            self.check_part(loc, part, scenario.system.name, system)
 
     def check_part(self, loc: Location, part: Component, name: str, system: Any) -> None:
         """What one component needs of the system, and whether it can be built for it."""

@@ -11,6 +11,7 @@ from torch import nn
 import worldsim
 from worldsim import Score, Trajectory
 from worldsim.baselines import Memoriser
+from worldsim.errors import ScenarioError
 from worldsim.fit import fit
 from worldsim.plugins import registry
 from worldsim.reading import from_document
@@ -266,3 +267,15 @@ def test_the_global_random_numbers_are_a_metric_s_own(tmp_path):
 def test_a_driven_system_must_keep_its_actions(tmp_path):
     results = run(tmp_path, system="driven")
     assert "keep the actions" in results.failure(results.entries[0])
+
+
+@pytest.mark.parametrize(
+    ("system", "words"),
+    [({"energy": [3.0, 1.0]}, "low <= high"), ({"damping": 0.1}, "does not conserve its energy")],
+)
+def test_the_world_of_every_split_is_checked_before_anything_is_computed(tmp_path, system, words):
+    split = {"trajectories": 2, "horizon": 1.0}
+    data = {"step": 0.5, "splits": {"train": split, "test": split, "other": {**split, "system": system}}}
+    with pytest.raises(ScenarioError, match=words) as caught:
+        run(tmp_path, data=data, constraints=["energy"])
+    assert caught.value.problems[0].key == "data.splits.other.system"
