@@ -14,7 +14,7 @@ from worldsim.baselines import Persistence
 from worldsim.protocols import HistoryPairs
 from worldsim_plugins.generators.believed_automaton import BelievedAutomaton
 from worldsim_plugins.metrics.coherence import Coherence
-from worldsim_plugins.metrics.history_pairs import derangement, divergence, ranking, separation
+from worldsim_plugins.metrics.history_pairs import derangement, divergence, ranking, separation, spread
 from worldsim_plugins.systems.automaton import Automaton
 from worldsim_plugins.systems.ornstein_uhlenbeck import OrnsteinUhlenbeck
 
@@ -370,3 +370,13 @@ def test_one_draw_of_a_stochastic_world_measures_no_coherence():
         Coherence(system, pairs=20).score(truth, truth, model)
     scores = Coherence(system, pairs=20, draws=16).score(truth, truth, model)
     assert scores["fidelity"].value > 1.5 * scores["fidelity"].floor
+
+
+def test_distances_have_the_scale_of_what_is_there_and_no_scale_of_rounding():
+    states = torch.tensor([[1.0, 3.0, 1e9], [1.0, 3.0, 1.0]], dtype=torch.float64)[:, None, :, None]
+    rounded = torch.full_like(states, 0.1)
+    rounded[0, 0, 0] = math.nextafter(0.1, 1)
+    truth = Trajectory(
+        torch.cat([states, rounded], -1), torch.arange(3.0).double(), length=torch.tensor([[2], [2]])
+    )
+    assert spread(truth).tolist() == [1.0, 1.0]

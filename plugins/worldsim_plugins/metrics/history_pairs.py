@@ -21,6 +21,7 @@ from torch import Tensor
 
 from worldsim import NotMeasurable, Trajectory
 from worldsim.protocols import HasActions, HasEquivalentHistories, Model, Restartable
+from worldsim_plugins.metrics.comparison import within
 from worldsim_plugins.metrics.model_failure import blaming_the_model
 
 EXACT = 1e-12  # distances are compared after rounding here, so that equal predictions tie
@@ -100,16 +101,16 @@ def paired_futures(
 
 
 def spread(truth: Trajectory) -> Tensor:
-    """Standard deviation of each component over all of the truth, ``[*state]`` float64; 1 where it is zero.
+    """Standard deviation of each component over all of the truth, ``[*state]`` float64; 1 where it is only
+    rounding.
 
-    Raises NotMeasurable when fewer than two frames are finite.
+    Raises NotMeasurable when the truth has fewer than two frames.
     """
-    flat = truth.states.double().reshape(-1, *truth.state_shape)
-    flat = flat[torch.isfinite(flat.reshape(len(flat), -1)).all(1)]
+    flat = truth.states[:, 0][within(truth)].double()
     if len(flat) < 2:
-        raise NotMeasurable("the truth has fewer than two finite frames, so distances have no scale")
+        raise NotMeasurable("the truth has fewer than two frames, so distances have no scale")
     deviation = flat.std(0, correction=0)
-    return torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+    return torch.where(deviation > EXACT * flat.abs().amax(0), deviation, torch.ones_like(deviation))
 
 
 def divergence(first: Tensor, second: Tensor, scale: Tensor) -> Tensor:
