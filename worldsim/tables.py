@@ -215,14 +215,17 @@ def is_variant(name: str, names: Iterable[str]) -> bool:
 
 
 def headlines(summaries: Sequence[Summary]) -> list[str]:
-    """The first scores of each metric that are no variants; the labels of one score count as one."""
+    """The first scores of each metric that are no variants, measured ones before others; the labels of one
+    score count as one."""
     by_metric: dict[str, dict[str, dict[str, None]]] = {}
+    measured = {summary.name for summary in summaries if summary.values}
     for summary in summaries:
         score = summary.name.partition("[")[0]
         by_metric.setdefault(summary.metric, {}).setdefault(score, {})[summary.name] = None
     found = []
     for scores in by_metric.values():
         own = [score for score in scores if not is_variant(score, scores)]
+        own.sort(key=lambda score: not measured & scores[score].keys())
         shown = [*own[:HEADLINES], *(score for score in own[HEADLINES:] if score in BESIDE)]
         found += [name for score in shown for name in scores[score]]
     return found

@@ -172,6 +172,18 @@ def test_a_timeout_needs_children(cli):
     assert "--workers 1" in err
 
 
+def test_what_is_asked_for_wrongly_leaves_nothing_behind(cli, tmp_path):
+    out = tmp_path / "out"
+    for wrong, told in (
+        (("--device", "gpu"), "'gpu' is no device; allowed: cpu, cuda"),
+        (("--plugin", tmp_path / "none.py"), "there is no file"),
+        (("--model", "pendulm"), "no scenario has a model or baseline"),
+        (("--seed", 99), "no scenario has the seed 99"),
+    ):
+        code, _, err = cli("run", SCENARIO, "--out", out, "--workers", 0, *wrong)
+        assert (code, told in err, out.exists()) == (2, True, False), err
+
+
 def test_what_this_machine_lacks_is_code_3(cli, tmp_path):
     import torch
 

@@ -1,6 +1,7 @@
 """Tables in the terminal: readable at eighty columns, floors told, coherence never without fidelity."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -67,3 +68,10 @@ def test_headlines_leave_out_variants_and_keep_fidelity():
 def test_a_floor_is_told_where_it_is_not_the_truths_own_score():
     last = next(line for line in printed(300).splitlines() if "│ floor" in line)
     assert [cell.strip() for cell in last.strip("│").split("│")] == ["floor", "0.7", *["–"] * 6]
+
+
+def test_what_could_be_measured_comes_first():
+    found = list(rows())
+    lost = replace(found[3].score, value=float("nan"), reason="it is zero everywhere")
+    found = [replace(row, score=lost) if row.name == "coherence_auc" else row for row in found]
+    assert headlines(summarise(found))[1:4] == ["compression", "recall", "fidelity"]

@@ -372,6 +372,11 @@ def test_coherence_alone_ranks_nobody():
     )
 
 
+def test_a_model_that_scores_better_than_the_truth_does_not_go_unremarked():
+    mean = standing("ode", "learned", [0.94]), standing("truth", "truth", [0.98])
+    assert answer([board(*mean, name="nrmse")]).endswith("the true system has 0.98, no better.")
+
+
 def test_a_score_below_its_floor_says_why():
     flow = standing("flow", "learned", [0.5], floor=0.9)
     said = answer([board(flow, standing("ode", "learned", [1.5], floor=0.9), name="W2")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +36,22 @@ model_labels = click.option(
     "--model", "models", multiple=True, metavar="LABEL", help="Only this model or baseline; repeatable."
 )
 seed_numbers = click.option("--seed", "seeds", multiple=True, type=int, help="Only this seed; repeatable.")
+
+
+def _device(context: click.Context, option: click.Parameter, name: str) -> str:
+    """Refuse what is no device here; whether the machine has it is looked at later."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise click.BadParameter(f"{name!r} is no device; allowed: cpu, cuda, cuda:0 and so on")
+    return name
+
+
 device_name = click.option(
-    "--device", default="cpu", show_default=True, metavar="cpu|cuda", help="Where models live."
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="cpu|cuda",
+    callback=_device,
+    help="Where models live.",
 )
 dtype_name = click.option(
     "--dtype",
@@ -88,8 +103,8 @@ def run(
     known = known_plugins(plugins)
     scenarios = batch.read_scenarios(targets, plugins)
     warn_about(known)
-    refuse_unwritable(out)
     todo = [case for case, state in planned(scenarios, out, models, seeds, device, dtype) if state != "kept"]
+    refuse_unwritable(out)
     if not todo:
         click.echo("nothing to compute: every case is kept")
     failed = 0

@@ -50,6 +50,9 @@ def known_plugins(files: Sequence[Path]) -> Registry:
     from worldsim.errors import PluginError
     from worldsim.plugins import registry
 
+    absent = [str(file) for file in files if not file.is_file()]
+    if absent:
+        raise click.BadParameter(f"there is no file {', '.join(absent)}", param_hint="--plugin")
     found = registry(tuple(files))
     asked = {str(Path(file).resolve()) for file in files}
     wrong = [str(broken) for broken in found.broken if broken.provider.file in asked]

@@ -71,7 +71,7 @@ def _single(board: Board, fidelity: Board | None = None) -> str:
     rivals = [s for s in ranked if s not in ours and s.model not in trivial]
     ahead = [s for s in rivals if board.at_least(s.mean, ours[0].mean) and not _level(s, ours[0])]
     parts = [_behind(board, ahead[0], ours[0]) if ahead else _ahead(board, ours, rivals, trivial)]
-    parts += [_truth(board)] if _truth(board) else []
+    parts += [_truth(board, ours[0])] if _truth(board, ours[0]) else []
     parts += [_fidelities(fidelity)] if fidelity and board.name == "coherence_auc" else []
     parts += [_below_floor(board, ours[0])] if _below_floor(board, ours[0]) else []
     text = "; ".join(parts) + "."
@@ -187,13 +187,14 @@ def _unit(board: Board) -> str:
     return "" if board.units in ("", "1") else f" {board.units}"
 
 
-def _truth(board: Board) -> str:
+def _truth(board: Board, best: Standing) -> str:
     truth = next((s for s in board.standings if s.kind == "truth" and s.ranks), None)
     if truth is None:
         return ""
     if board.name.startswith("drift_"):
         return f"the true system drifts {_value(truth, board)}"
-    return f"the true system has {_value(truth, board)}"
+    worse = not board.at_least(truth.mean, best.mean) and abs(truth.mean - best.mean) > ROUNDING
+    return f"the true system has {_value(truth, board)}{', no better' if worse else ''}"
 
 
 def _fidelities(fidelity: Board) -> str:

@@ -184,8 +184,9 @@ def main_split(found: Sequence[Board]) -> str:
 def headlines(found: Sequence[Board], split: str, each: int = 2) -> list[list[Board]]:
     """What a reader looks at first: up to ``each`` scores of every metric, a labelled one as one group.
 
-    Of a metric, what stands over named things comes first, then what most models have, then the order in
-    which it is kept; a score named after an earlier one (``W2_squared``) is a variant of it, not a new one.
+    Of a metric, what could be measured comes first, then what stands over named things, then what most models
+    have, then the order in which it is kept; a score named after an earlier one (``W2_squared``) is a
+    variant of it, not a new one.
     The error of a forecast law is always among them: that of single draws says nothing about a law.
     """
     chosen = []
@@ -194,7 +195,7 @@ def headlines(found: Sequence[Board], split: str, each: int = 2) -> list[list[Bo
         for board in found:
             if (board.split, board.metric) == (split, metric) and board.better:
                 groups.setdefault(board.name, []).append(board)
-        ordered = sorted(groups, key=lambda n: (not groups[n][0].label, -len(groups[n][0].standings)))
+        ordered = sorted(groups, key=lambda name: _place(groups[name][0]))
         names: list[str] = []
         for name in ordered:
             if not is_variant(name, groups):
@@ -202,3 +203,7 @@ def headlines(found: Sequence[Board], split: str, each: int = 2) -> list[list[Bo
         beside = [name for name in names[each:] if name == "crps"] if each > 1 else []
         chosen += [groups[name] for name in [*names[:each], *beside]]
     return chosen
+
+
+def _place(board: Board) -> tuple[bool, bool, int]:
+    return not any(s.values for s in board.standings), not board.label, -len(board.standings)
