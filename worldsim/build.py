@@ -84,12 +84,12 @@ def fit_model(case: Case, model: Any, truth: dict[str, Trajectory], store: Store
     )
 
 
-def roll_out(case: Case, model: Any, truth: Trajectory, system: System) -> xr.Dataset:
+def roll_out(case: Case, model: Any, split: str, truth: Trajectory, system: System) -> xr.Dataset:
     """The forecast of one split beside its truth, from the last frame that was given."""
     last = case.scenario.data.context - 1
     future = truth.span(last)
     prepare(case, model, system, future)
-    rng = generator(case.scenario.master_seed, case.scenario.world, "rollout", case.seed)
+    rng = generator(case.scenario.master_seed, case.scenario.world, "rollout", split, case.seed)
     actions = future.actions if isinstance(system, HasActions) else None
     context = held(truth).span(0, last + 1)
     with forked(derive(case.scenario.master_seed, "rollout", case.seed)):

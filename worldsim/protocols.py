@@ -131,7 +131,10 @@ class System(Protocol):
     def simulate(
         self, start: Start, times: Tensor, actions: Tensor | None, generator: torch.Generator
     ) -> Trajectory:
-        """The truth from ``start`` at ``times`` ``[time]``, draw = 1, states in float64 (or int64 tokens)."""
+        """The truth at ``times`` ``[time]``, draw = 1, states in float64 (or int64 tokens).
+
+        ``start`` holds at ``times[0]``; a system whose law changes with time should not offer ``restart``.
+        """
 
 
 class Model(Protocol):

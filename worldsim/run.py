@@ -61,7 +61,7 @@ def _run(case: Case, store: Store) -> str:
     fit_model(case, model, truth, store)
     if not store.has_run(case.key):
         groups = {
-            split: roll_out(case, model, truth[split], systems[split])
+            split: roll_out(case, model, split, truth[split], systems[split])
             for split in case.scenario.scored_splits
         }
         tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs={"worldsim_key": case.key}), **groups})

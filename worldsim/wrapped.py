@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from worldsim import seeds
 from worldsim.protocols import Constraint, HasNextToken, Model, Trajectory
 from worldsim.truth import concatenate, reached
 from worldsim_kernels.project import gauss_newton_step, project
@@ -159,16 +160,19 @@ class Wrapped(nn.Module):
     ) -> Trajectory:
         """Physical units, on the CPU; blocks of a fixed size, the last one padded and cropped.
 
-        Observables of the context are what a model does not see, and are not shown to it.
+        ``generator`` gives one seed, and each block has a generator of its own from it. Observables of the
+        context are what a model does not see, and are not shown to it.
         """
         device = self.shift.device
         context, times = replace(context, observables={}).to(device=device), times.to(device)
         actions = None if actions is None else actions.to(device)
+        seed = int(torch.randint(2**62, (), generator=generator))
         parts = []
         for first in range(0, len(context), self.block):
+            rng = seeds.generator(seed, first // self.block)
             rows = torch.arange(first, first + self.block).clamp(max=len(context) - 1)
             acts = None if actions is None else actions[rows]
-            part = self._rollout_block(context.rows(rows), times, acts, draws, generator)
+            part = self._rollout_block(context.rows(rows), times, acts, draws, rng)
             parts.append(part.rows(slice(0, min(self.block, len(context) - first))))
         return concatenate(parts)
 
