@@ -237,10 +237,14 @@ def _nobody(board: Board) -> str:
 
 def _left_out(board: Board) -> str:
     """Who does not rank, and why."""
+    fates: dict[str, list[str]] = {}
+    for s in board.standings:
+        if not s.ranks and s.kind not in ("baseline", "truth"):
+            why = "; ".join(s.reasons) or f"{s.failed} rollouts could not be evaluated"
+            fates.setdefault(why, []).append(s.model)
     return "".join(
-        f" {s.model} does not rank: {'; '.join(s.reasons) or f'{s.failed} rollouts could not be evaluated'}."
-        for s in board.standings
-        if not s.ranks and s.kind not in ("baseline", "truth")
+        f" {_listed(models)} {'does' if len(models) == 1 else 'do'} not rank: {why}."
+        for why, models in fates.items()
     )
 
 

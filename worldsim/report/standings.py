@@ -161,7 +161,7 @@ def among_faithful(board: Board, fidelity: Board) -> Board:
     if not rivals:
         return board
     best = rivals[0]
-    reason = f"its futures are no nearer to the true ones than those of the baseline {best.model}"
+    reason = f"no nearer to the true futures than the baseline {best.model}"
     poor = {
         s.model
         for s in fidelity.standings
