@@ -368,7 +368,7 @@ def test_coherence_alone_ranks_nobody():
     assert "distance from the true futures (fidelity): ode 0.02, frozen 0.4" in said
     assert "frozen does not rank: no nearer to the true futures than the baseline persistence" in said
     assert answer([coherent(frozen, *others)], [fidelity]).startswith(
-        "No model ranks in coherence (AUC): its"
+        "No model ranks in coherence (AUC): no"
     )
 
 
