@@ -367,9 +367,7 @@ def test_coherence_alone_ranks_nobody():
     assert said.startswith("ode has coherence (AUC) 0.9")
     assert "distance from the true futures (fidelity): ode 0.02, frozen 0.4" in said
     assert "frozen does not rank: no nearer to the true futures than the baseline persistence" in said
-    assert answer([coherent(frozen, *others)], [fidelity]).startswith(
-        "No model ranks in coherence (AUC): no"
-    )
+    assert answer([coherent(frozen, *others)], [fidelity]).startswith("No model ranks in coherence (AUC): no")
 
 
 def test_a_model_that_scores_better_than_the_truth_does_not_go_unremarked():
