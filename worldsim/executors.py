@@ -45,7 +45,18 @@ def compute(task: Task) -> Receipt:
 
     plugins = registry(tuple(map(Path, task.plugins)))
     scenario = from_document(task.document, task.scenario, plugins)
-    return run_case(Case(scenario, task.model, task.seed, task.device, task.dtype), Store(Path(task.root)))
+    case, store = Case(scenario, task.model, task.seed, task.device, task.dtype), Store(Path(task.root))
+    if task.key and case.key != task.key:
+        return failed(task, "the code of a plugin changed since the plan was made; run again")
+    return run_case(case, store)
+
+
+def failed(task: Task, message: str) -> Receipt:
+    """Keep why a task has no result, and say so."""
+    from worldsim.run import Receipt
+
+    Store(Path(task.root)).keep_failure(task.key, {"label": task.label, "message": message})
+    return Receipt(task.key, task.label, "failed", 0.0, message)
 
 
 class Executor(Protocol):
@@ -83,17 +94,10 @@ class Local:
             try:
                 for future in as_completed(futures):
                     error = future.exception()
-                    yield future.result() if error is None else self._failed(futures[future], error)
+                    yield future.result() if error is None else failed(futures[future], self._reason(error))
             except BaseException:
                 pool.stop()  # type: ignore[no-untyped-call]
                 raise
-
-    def _failed(self, task: Task, error: BaseException) -> Receipt:
-        from worldsim.run import Receipt
-
-        message = self._reason(error)
-        Store(Path(task.root)).keep_failure(task.key, {"label": task.label, "message": message})
-        return Receipt(task.key, task.label, "failed", 0.0, message)
 
     def _reason(self, error: BaseException) -> str:
         if isinstance(error, TimeoutError):

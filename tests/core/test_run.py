@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import torch
 import xarray as xr
 
 import worldsim
+from worldsim.batch import task_of
 from worldsim.errors import DeviceError, ResultError, ScenarioError, WorldsimError
+from worldsim.executors import compute
 from worldsim.plugins import registry
 from worldsim.reading import from_document
 
@@ -240,3 +243,12 @@ def test_what_a_model_cannot_be_held_to_is_refused_before_anything_is_computed()
         scenario(models={"ode": held})
     with pytest.raises(ScenarioError, match="does not conserve its energy"):
         scenario(system={"name": "pendulum", "damping": 0.1}, models={"ode": "neural_ode"})
+
+
+def test_a_worker_with_other_code_than_the_plan_says_so(tmp_path):
+    task = task_of(scenario().cases()[0], tmp_path, ())
+    receipt = compute(replace(task, key="0" * 32))
+    assert receipt.status == "failed"
+    assert "changed since the plan was made" in receipt.message
+    assert list((tmp_path / "failures").iterdir())
+    assert not (tmp_path / "runs").exists()
