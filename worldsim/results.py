@@ -93,11 +93,13 @@ class Results:
         return dict(self.lock["scenarios"][scenario])
 
     def status(self, entry: Entry) -> str:
-        """ "done", "unscored" (rollouts kept, scores missing), "failed" or "missing"."""
-        if self.store.has_run(entry.key):
-            scored = all(self.store.score_path(entry.key, key).is_file() for key in entry.metrics.values())
-            return "done" if scored else "unscored"
-        return "failed" if self.store.open_failure(entry.key) else "missing"
+        """ "done", "failed", "unscored" (rollouts kept, scores not computed yet) or "missing"."""
+        kept = self.store.has_run(entry.key)
+        if kept and all(self.store.score_path(entry.key, key).is_file() for key in entry.metrics.values()):
+            return "done"
+        if self.store.open_failure(entry.key):
+            return "failed"
+        return "unscored" if kept else "missing"
 
     def failure(self, entry: Entry) -> str:
         kept = self.store.open_failure(entry.key)

@@ -248,6 +248,7 @@ def test_a_metric_that_raises_is_named_and_costs_no_other_metric(tmp_path):
     results = run(tmp_path, metrics=["boom", "global", "rollout"], constraints=["never"])
     failure = results.failure(results.find("strange", "persistence"))
     assert "metric 'boom' of strange" in failure
+    assert {results.status(entry) for entry in results.entries} == {"failed"}
     assert "KeyError: 'boom'" in failure
     rows = {row.name: row.score for row in results.rows() if row.model == "persistence"}
     assert "nrmse" in rows
