@@ -47,7 +47,7 @@ class ScalarField(nn.Module):
         return self.network.gradient(x.flatten(-self.axes)).view_as(x)
 
 
-class Hamiltonian(nn.Module):
+class Hamiltonian(vector_field.LearnedField):
     """A learned Hamiltonian; the last state axis is (q, p), half and half, and no action drives it.
 
     The states come scaled by one number for all q and one for all p, which keeps Hamilton's equations: the
@@ -56,7 +56,6 @@ class Hamiltonian(nn.Module):
     """
 
     scaling = "canonical"
-    rate: Tensor
 
     def __init__(
         self,
@@ -113,29 +112,6 @@ class Hamiltonian(nn.Module):
 
     def _force_of(self, q: Tensor) -> Tensor:
         return -self.rate * self.potential.gradient(q)
-
-    def loss(self, truth: Trajectory) -> Tensor:
-        """Mean squared error, of the field or of the rollout; raises ValueError when it cannot be had."""
-        if self.objective == "derivative":
-            return vector_field.derivative_loss(self, truth.to(dtype=self.rate.dtype))
-        return self.loss_and_estimate(truth)[0]
-
-    def loss_and_estimate(self, truth: Trajectory) -> tuple[Tensor, Trajectory]:
-        """The loss, and the model's trajectories from the first frame of ``truth`` on."""
-        truth = truth.to(dtype=self.rate.dtype)
-        return vector_field.loss_and_estimate(self, self.solver, truth, self.objective)
-
-    def rollout(
-        self,
-        context: Trajectory,
-        times: Tensor,
-        actions: Tensor | None,
-        draws: int,
-        generator: torch.Generator,
-    ) -> Trajectory:
-        """``[trajectory, draw, time, *state]``, all draws alike, from the last frame of ``context``."""
-        context = context.to(dtype=self.rate.dtype)
-        return vector_field.rollout(self, self.solver, context, times, actions, draws)
 
 
 def check_canonical(truth: Trajectory) -> None:

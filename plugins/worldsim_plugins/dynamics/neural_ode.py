@@ -11,7 +11,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldsim import Trajectory, hookimpl
 from worldsim.protocols import Dynamics, Solver
@@ -20,7 +20,7 @@ from worldsim_plugins.dynamics.vector_field import Activation, Depth, EachBody, 
 from worldsim_plugins.solvers.torchdiffeq import TorchDiffEq
 
 
-class NeuralODE(nn.Module):
+class NeuralODE(vector_field.LearnedField):
     """A perceptron as vector field, for states of any shape, driven or not.
 
     The default solver is torchdiffeq's ``rk4`` with one step between saved times: unlike an adaptive method
@@ -28,7 +28,6 @@ class NeuralODE(nn.Module):
     """
 
     scaling = "component"
-    rate: Tensor
 
     def __init__(
         self,
@@ -71,29 +70,6 @@ class NeuralODE(nn.Module):
                 action = action.unsqueeze(-2).expand(*inputs.shape[:-1], -1)
             inputs = torch.cat([inputs, action.to(x.dtype)], -1)
         return self.rate * self.network(inputs).view_as(x)
-
-    def loss(self, truth: Trajectory) -> Tensor:
-        """Mean squared error, of the field or of the rollout; raises ValueError when it cannot be had."""
-        if self.objective == "derivative":
-            return vector_field.derivative_loss(self, truth.to(dtype=self.rate.dtype))
-        return self.loss_and_estimate(truth)[0]
-
-    def loss_and_estimate(self, truth: Trajectory) -> tuple[Tensor, Trajectory]:
-        """The loss, and the model's trajectories from the first frame of ``truth`` on."""
-        truth = truth.to(dtype=self.rate.dtype)
-        return vector_field.loss_and_estimate(self, self.solver, truth, self.objective)
-
-    def rollout(
-        self,
-        context: Trajectory,
-        times: Tensor,
-        actions: Tensor | None,
-        draws: int,
-        generator: torch.Generator,
-    ) -> Trajectory:
-        """``[trajectory, draw, time, *state]``, all draws alike, from the last frame of ``context``."""
-        context = context.to(dtype=self.rate.dtype)
-        return vector_field.rollout(self, self.solver, context, times, actions, draws)
 
 
 @hookimpl

@@ -153,25 +153,43 @@ def follow(model: Dynamics, solver: Solver, truth: Trajectory) -> Trajectory:
     return truth.replace(states=states.unflatten(0, (n, draws)), observables={})
 
 
-def loss_and_estimate(
-    model: Dynamics, solver: Solver, truth: Trajectory, loss: str
-) -> tuple[Tensor, Trajectory]:
-    """The loss of that name, and the trajectories from the first frame of ``truth`` on."""
-    estimate = follow(model, solver, truth)
-    if loss == "derivative":
-        return derivative_loss(model, truth), estimate
-    return rollout_loss(estimate, truth), estimate
+class LearnedField(nn.Module):
+    """What a vector field needs to be fitted and rolled out; a subclass has these four."""
 
+    objective: str
+    solver: Solver
+    rate: Tensor
+    drift: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
-def rollout(
-    model: Dynamics, solver: Solver, context: Trajectory, times: Tensor, actions: Tensor | None, draws: int
-) -> Trajectory:
-    """The one future of each context, ``draws`` times: ``[trajectory, draw, time, *state]`` at ``times``."""
-    states = solver.solve(model, context.states[:, 0, -1], times, actions, None)
-    return context.replace(
-        states=states.unsqueeze(1).expand(-1, draws, *states.shape[1:]),
-        times=times,
-        actions=actions,
-        observables={},
-        length=None,
-    )
+    def loss(self, truth: Trajectory) -> Tensor:
+        """Mean squared error, of the field or of the rollout; raises ValueError when it cannot be had."""
+        if self.objective == "derivative":
+            return derivative_loss(self, truth.to(dtype=self.rate.dtype))
+        return self.loss_and_estimate(truth)[0]
+
+    def loss_and_estimate(self, truth: Trajectory) -> tuple[Tensor, Trajectory]:
+        """The loss, and the model's trajectories from the first frame of ``truth`` on."""
+        truth = truth.to(dtype=self.rate.dtype)
+        estimate = follow(self, self.solver, truth)
+        if self.objective == "derivative":
+            return derivative_loss(self, truth), estimate
+        return rollout_loss(estimate, truth), estimate
+
+    def rollout(
+        self,
+        context: Trajectory,
+        times: Tensor,
+        actions: Tensor | None,
+        draws: int,
+        generator: torch.Generator,
+    ) -> Trajectory:
+        """``[trajectory, draw, time, *state]``, all draws alike, from the last frame of ``context``."""
+        context = context.to(dtype=self.rate.dtype)
+        states = self.solver.solve(self, context.states[:, 0, -1], times, actions, None)
+        return context.replace(
+            states=states.unsqueeze(1).expand(-1, draws, *states.shape[1:]),
+            times=times,
+            actions=actions,
+            observables={},
+            length=None,
+        )
