@@ -1,0 +1,154 @@
+"""C kernels: compiled at first use by the machine's own compiler, kept, and bound by ctypes.
+
+Each ``csrc/NAME.c`` becomes one shared library. It is compiled once for this processor and kept under
+``$XDG_CACHE_HOME/worldsim/native`` (``~/.cache`` when unset), named by a hash of the sources, the flags, the
+compiler and the processor, so that a home shared by unlike machines is safe; two processes that compile at
+once write the same bits, and the last to finish replaces the other's file whole. Where no compiler is found,
+or where it fails, ``library`` raises Unavailable with the reason and the torch path runs.
+
+``-ffast-math`` is never used: linking with it switches flush-to-zero on for the whole process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+CSRC = Path(__file__).parent / "csrc"
+COMMON = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math")
+TARGETS = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
+"""For this processor, in the spelling of one compiler after another."""
+
+
+class Unavailable(RuntimeError):
+    """There is no native library here; the message says why."""
+
+
+@cache
+def library(name: str) -> ctypes.CDLL:
+    """The library of ``csrc/NAME.c``, compiled if it is not kept yet.
+
+    Raises Unavailable without a compiler, or with its first complaints when it fails.
+    """
+    reason = why_not(name)
+    if reason is not None:
+        raise Unavailable(reason)
+    return ctypes.CDLL(str(_built(name)))
+
+
+@cache
+def why_not(name: str) -> str | None:
+    """Why ``csrc/NAME.c`` cannot run here; None when it can (it is then compiled)."""
+    if os.name != "posix":
+        return f"native kernels need a POSIX system, this is {platform.system()}"
+    if compiler() is None:
+        return "no C compiler (cc, gcc or clang) is on the PATH"
+    try:
+        _built(name)
+    except Unavailable as problem:
+        return str(problem)
+    return None
+
+
+@cache
+def compiler() -> str | None:
+    """The path of the compiler: ``$CC``, or the first of cc, gcc and clang; None when there is none."""
+    wanted = os.environ.get("CC")
+    return next(
+        (found for found in map(shutil.which, filter(None, (wanted, "cc", "gcc", "clang"))) if found), None
+    )
+
+
+def threads(work: float) -> int:
+    """How many threads ``work`` (floating-point operations) is worth, at most torch's own number.
+
+    Starting one costs some 20 microseconds, in which a core does about two million operations.
+    """
+    return max(1, min(torch.get_num_threads(), int(work / 4e6)))
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """The address for C; None, which is NULL, for an absent tensor."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def strides(tensor: Tensor | None, axes: int) -> ctypes.Array[ctypes.c_int64]:
+    """The tensor's strides in elements, for C; zeros for an absent one."""
+    found = (0,) * axes if tensor is None else tensor.stride()
+    return (ctypes.c_int64 * axes)(*found)
+
+
+@cache
+def _built(name: str) -> Path:
+    target = cache_folder() / f"{name}-{_digest(name)}.so"
+    if not target.exists():
+        _compile(CSRC / f"{name}.c", target)
+    return target
+
+
+@cache
+def cache_folder() -> Path:
+    """Where libraries are kept; a folder of this process when that place cannot be written."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "worldsim" / "native"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="worldsim-native-"))
+
+
+def _digest(name: str) -> str:
+    digest = hashlib.sha256(repr((COMMON, TARGETS, _version(), _processor())).encode())
+    for source in (CSRC / f"{name}.c", *sorted(CSRC.glob("*.h"))):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _version() -> str:
+    path = compiler()
+    return "" if path is None else path + _run([path, "--version"]).stdout
+
+
+@cache
+def _processor() -> str:
+    """What ``-march=native`` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine() + platform.processor()
+    kinds = ("model name", "flags", "Features", "CPU part")
+    return "".join(dict.fromkeys(line for line in lines if line.startswith(kinds)))
+
+
+def _compile(source: Path, target: Path) -> None:
+    path, complaint = compiler(), ""
+    assert path is not None
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        for flags in TARGETS:
+            done = _run([path, *COMMON, *flags, "-I", str(CSRC), "-o", str(made), str(source), "-lm"])
+            if done.returncode == 0:
+                os.replace(made, target)
+                return
+            complaint = complaint or done.stderr
+    raise Unavailable(f"{path} could not compile {source.name}: {' '.join(complaint.split())[:400]}")
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        return subprocess.CompletedProcess(command, 1, "", str(problem))
