@@ -76,7 +76,9 @@ class Backends:
             if reason is not None:
                 raise ValueError(f"{self.name}: backend {wanted!r} cannot run this call: {reason}")
             return wanted
-        return next(each for each in ORDER if self.reason(each, **arguments) is None)
+        # An interpreted Triton kernel is for tests: it never runs unless it is asked for.
+        by_itself = [each for each in ORDER if each != "triton" or _device(arguments) == "cuda"]
+        return next(each for each in by_itself if self.reason(each, **arguments) is None)
 
     def reason(self, backend: str, **arguments: Any) -> str | None:
         """Why ``backend`` cannot run the call with these arguments; None when it can."""
