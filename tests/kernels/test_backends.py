@@ -1,4 +1,4 @@
-"""The choice of a backend: the first that does not refuse, or the one asked for, or an error that says why."""
+"""The choice of a backend: the first that does not refuse, or the one asked for, or an error."""
 
 import subprocess
 import sys
