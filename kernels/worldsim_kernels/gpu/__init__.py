@@ -1,0 +1,1 @@
+"""Triton forms of the kernels; each module is loaded when a GPU first needs it."""
