@@ -99,9 +99,10 @@ def state_scan_reference(
         offsets = cu_seqlens.tolist()
         runs = []
         for n, (start, end) in enumerate(pairwise(offsets)):
-            tokens: Any = [None if x is None else x[:, start:end] for x in (q, k, v, g, a, b)]
+            one: Any = [None if x is None else x[:, start:end] for x in (q, k, v, g, a, b)]
             state = None if initial_state is None else initial_state[n : n + 1]
-            runs.append(state_scan_reference(*tokens, bonus, scale, state))
+            one += [bonus, scale, state]
+            runs.append(state_scan_reference(*one))
         return StateScan(torch.cat([run.output for run in runs], 1), torch.cat([run.state for run in runs]))
     low, dtype = q.dtype, state_dtype(q)
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
@@ -213,7 +214,7 @@ def _accepts(**arguments: Any) -> str | None:
 
 
 BACKENDS = {
-    KERNEL: Backends(KERNEL, source=None, refuses={"native": _accepts, "triton": _refuses_triton}),
+    KERNEL: Backends(KERNEL, source=KERNEL, refuses={"native": _accepts, "triton": _refuses_triton}),
 }
 _MODULES = {
     "native": "worldsim_kernels.scan_native",

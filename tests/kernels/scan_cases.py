@@ -62,22 +62,24 @@ def made(
     return found
 
 
-def gradients(function, case, scale=1.0, seed=1):
-    """Output, state and the gradient of every floating argument, for fixed random cotangents."""
+def gradients(function, case, scale=1.0, low=None):
+    """Output, state and the gradient of every floating argument, for fixed random cotangents.
+
+    low  the dtype to which the output's cotangent is rounded; None means that of q
+    """
     given = {n: x.clone().requires_grad_() if x.is_floating_point() else x for n, x in case.items()}
     output, state = function(**given, scale=scale)
-    draw = torch.Generator().manual_seed(seed)
-    targets = [torch.randn(x.shape, generator=draw, dtype=torch.float64) for x in (output, state)]
-    targets[0] = targets[0].to(case["q"].dtype)
-    loss = (output * targets[0].to(output.dtype)).sum() + (state * targets[1].to(state.dtype)).sum()
+    draw = torch.Generator().manual_seed(1)
+    target, final = (torch.randn(x.shape, generator=draw, dtype=torch.float64) for x in (output, state))
+    target = target.to(low or output.dtype).to(output.dtype)
+    loss = (output * target).sum() + (state * final.to(state.dtype)).sum()
     names = [name for name in NAMES if name in given]
-    found = torch.autograd.grad(loss, [given[name] for name in names])
+    found = torch.autograd.grad(loss, [given[n] for n in names], allow_unused=True, materialize_grads=True)
     return {"output": output.detach(), "state": state.detach(), **dict(zip(names, found, strict=True))}
 
 
 def reference(case, scale=1.0):
     """``gradients`` of the recurrence in float64, of the very inputs given."""
-    low = case["q"].dtype
     wide = {name: x.double() if x.is_floating_point() else x for name, x in case.items()}
 
     def run(g=None, **arguments):
@@ -85,17 +87,7 @@ def reference(case, scale=1.0):
             g = g.expand(*arguments["q"].shape[:3])
         return state_scan_reference(g=g, **arguments)
 
-    draw = torch.Generator().manual_seed(1)
-
-    def rounded(**arguments):
-        output, state = run(**arguments)
-        # The cotangent of the output is rounded to the low dtype for the other backends, so here too.
-        target = torch.randn(output.shape, generator=draw, dtype=torch.float64)
-        return output * (target.to(low).double() / target), state
-
-    found = gradients(rounded, wide, scale)
-    found["output"] = run(**wide, scale=scale).output
-    return found
+    return gradients(run, wide, scale, case["q"].dtype)
 
 
 def error(found, expected):
