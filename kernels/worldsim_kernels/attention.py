@@ -210,18 +210,23 @@ def _backward(
             q, k, v, bias, mask, temperature, causal, window, scale, output, lse, d_output, d_lse, wanted
         )
         return *found[:4], None, found[4]
-    simple = d_lse is None and not wanted[3] and not (wanted[4] and bias is not None)
-    if simple and fused.applies(q, k, v, bias, mask, temperature, causal, window):
+    if _fused_backward(q, bias, d_lse, wanted) and fused.applies(
+        q, k, v, bias, mask, temperature, causal, window
+    ):
         found = fused.backward(q, k, v, bias, mask, temperature, causal, scale, output, lse, d_output)
     else:
         scores = Scores.of(q, k, bias, mask, temperature, causal, window, scale)
-        d_row = (heads_first(output) * heads_first(d_output)).sum(-1)
-        d_row = d_row if d_lse is None else d_row - d_lse.transpose(1, 2)
-        found = tiled_backward(
-            scores, heads_first(v), lse.transpose(1, 2), heads_first(d_output), d_row, scale, wanted
-        )
+        wide = (heads_first(v), heads_first(output), lse.transpose(1, 2), heads_first(d_output))
+        d_rows = None if d_lse is None else d_lse.transpose(1, 2)
+        found = tiled_backward(scores, *wide, d_rows, scale, wanted)
     d_q, d_k, d_v = (each if each is None else each.transpose(1, 2) for each in found[:3])
     return d_q, d_k, d_v, found[3], None, found[4]
+
+
+def _fused_backward(q: Tensor, bias: Tensor | None, d_lse: Tensor | None, wanted: Sequence[bool]) -> bool:
+    """It has no gradients of lse and bias; the temperature's it loses to rounding in low precision."""
+    warm = wanted[4] and (bias is not None or q.dtype != computed_in(q))
+    return d_lse is None and not wanted[3] and not warm
 
 
 def _refuses_triton(q: Tensor | None = None, v: Tensor | None = None, **_: Any) -> str | None:

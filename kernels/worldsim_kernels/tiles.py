@@ -69,10 +69,10 @@ class Scores:
         if self.bias is not None:
             bias = part(self.bias, rows, columns).to(made.dtype)
             bias = bias if self.temperature is None else bias / self.temperature
-            made.unflatten(0, (-1, self.bias.shape[0])).add_(bias)
+            torch.unflatten(made, 0, (-1, self.bias.shape[0])).add_(bias)
         if self.mask is not None:
             hidden = part(self.mask, rows, columns).logical_not()
-            made.unflatten(0, (-1, self.mask.shape[0])).masked_fill_(hidden, -math.inf)
+            torch.unflatten(made, 0, (-1, self.mask.shape[0])).masked_fill_(hidden, -math.inf)
         hidden_by_place = self.outside(rows, columns)
         return made if hidden_by_place is None else made.masked_fill_(hidden_by_place, -math.inf)
 
@@ -92,11 +92,11 @@ class Scores:
     def fold(self, x: Tensor) -> Tensor:
         """[B, H, rows, .] -> [B, G, H/G rows, .]: queries that share keys become rows of one product."""
         groups = self.k.shape[1]
-        return x if groups == x.shape[1] else x.unflatten(1, (groups, -1)).flatten(2, 3)
+        return x if groups == x.shape[1] else torch.unflatten(x, 1, (groups, -1)).flatten(2, 3)
 
     def unfold(self, x: Tensor) -> Tensor:
         heads = self.q.shape[1]
-        return x if heads == x.shape[1] else x.unflatten(2, (heads // x.shape[1], -1)).flatten(1, 2)
+        return x if heads == x.shape[1] else torch.unflatten(x, 2, (heads // x.shape[1], -1)).flatten(1, 2)
 
 
 def tiled_forward(scores: Scores, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,20 +124,22 @@ def tiled_forward(scores: Scores, v: Tensor) -> tuple[Tensor, Tensor]:
 def tiled_backward(
     scores: Scores,
     v: Tensor,
+    output: Tensor,
     lse: Tensor,
     d_output: Tensor,
-    d_row: Tensor,
+    d_lse: Tensor | None,
     scale: float,
     needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of q, k [B, G, S, K], v, bias and temperature, those ``needed``.
-
-    d_row [B, H, T] is the sum of do . o less the gradient of lse: dS = P (dO V' - d_row).
+    """Gradients of q, k [B, G, S, K], v, bias and temperature: with D_i = do_i . o_i less the gradient of
+    lse_i, dS = P (dO V' - D). All arrays heads first; None for those not ``needed``.
     """
     q, k, tau = scores.q, scores.k, scores.temperature
+    d_row = (output * d_output).sum(-1, keepdim=True)
+    d_row = d_row if d_lse is None else d_row - d_lse.unsqueeze(-1)
     d_q, d_k, d_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     d_bias = None if scores.bias is None or not needed[3] else torch.zeros_like(scores.bias, dtype=q.dtype)
-    heat = q.new_zeros(q.shape[1])
+    heat = _Heat(q.shape[:3], q) if needed[4] else None
     # A row that sees nothing has lse = -inf; +inf makes its P zero.
     norm = lse.masked_fill(lse == -math.inf, math.inf).unsqueeze(-1)
     for rows in scores.row_blocks():
@@ -148,17 +150,38 @@ def tiled_backward(
             d_v[:, :, columns] += scores.fold(p).mT @ grads
             if not (needed[0] or needed[1] or needed[3] or needed[4]):
                 continue
-            d_s = scores.unfold(grads @ v[:, :, columns].mT).sub_(d_row[:, :, rows, None]).mul_(p)
+            d_p = scores.unfold(grads @ v[:, :, columns].mT)
+            if heat is not None:
+                heat.add(rows, s, p, d_p)
+            d_s = d_p.sub_(d_row[:, :, rows]).mul_(p)
             d_q[:, :, rows] += scores.unfold(scores.fold(d_s) @ k[:, :, columns])
             d_k[:, :, columns] += scores.fold(d_s).mT @ queries
-            if needed[4]:
-                heat += s.masked_fill_(s == -math.inf, 0.0).mul_(d_s).sum((0, 2, 3))
             if d_bias is not None:
                 spread = part(d_bias, rows, columns)
                 d_s = d_s if tau is None else d_s / tau
-                spread += d_s.unflatten(0, (-1, d_bias.shape[0])).sum(0).sum_to_size(spread.shape)
-    d_tau = None if tau is None else -heat / tau.flatten()
+                spread += torch.unflatten(d_s, 0, (-1, d_bias.shape[0])).sum(0).sum_to_size(spread.shape)
+    d_tau = None if heat is None or tau is None else -heat.total(d_lse) / tau.flatten()
     return d_q.mul_(scale if tau is None else scale / tau), d_k, d_v, d_bias, d_tau
+
+
+class _Heat:
+    """Sum over a head of dS s, from the means of dP, s and dP s in each row under P.
+
+    The D of the other gradients would do but for its rounding in low precision, which does not cancel here.
+    """
+
+    def __init__(self, shape: torch.Size, like: Tensor) -> None:
+        self.d_p, self.s, self.both = (like.new_zeros(shape) for _ in range(3))
+
+    def add(self, rows: slice, s: Tensor, p: Tensor, d_p: Tensor) -> None:
+        known, weighed = s.masked_fill_(s == -math.inf, 0.0), p * d_p
+        self.d_p[:, :, rows] += weighed.sum(-1)
+        self.s[:, :, rows] += (p * known).sum(-1)
+        self.both[:, :, rows] += weighed.mul_(known).sum(-1)
+
+    def total(self, d_lse: Tensor | None) -> Tensor:
+        level = self.d_p if d_lse is None else self.d_p - d_lse
+        return (self.both - level * self.s).sum((0, 2))
 
 
 def computed_in(x: Tensor) -> torch.dtype:
