@@ -22,6 +22,7 @@ from torch import Tensor
 from worldsim_kernels.arguments import expect, same_dtype
 from worldsim_kernels.backends import Backends, requested
 from worldsim_kernels.operators import Operator
+from worldsim_kernels.precision import dtype_of
 from worldsim_kernels.rows import swiglu
 
 
@@ -95,7 +96,7 @@ def route(
     expect("route", "logits", logits, [(f"axis {i}", n) for i, n in enumerate(logits.shape)])
     if not 1 <= k <= logits.shape[-1]:
         raise ValueError(f"route: k is {k}; expected 1 to {logits.shape[-1]}, the number of experts")
-    z = logits if logits.dtype == torch.float64 else logits.float()
+    z = logits.to(dtype_of("statistics", logits.dtype))
     if gradient == "softmax":
         if bias is not None:
             expect("route", "bias", bias, [("E", logits.shape[-1])], like=logits)
@@ -162,7 +163,7 @@ def balance_loss(routing: Routing) -> Tensor:
 
 def z_loss(logits: Tensor) -> Tensor:
     """The mean of (log sum_e e^(z_e))^2, which keeps logits small (Zoph et al. 2022); in float32 at least."""
-    z = logits if logits.dtype == torch.float64 else logits.float()
+    z = logits.to(dtype_of("statistics", logits.dtype))
     squares = z.logsumexp(-1).square()
     return squares.sum() / max(squares.numel(), 1)
 

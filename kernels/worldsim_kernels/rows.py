@@ -25,6 +25,7 @@ from torch import Tensor
 from worldsim_kernels.arguments import FLOATS, expect, same_dtype
 from worldsim_kernels.backends import Backends, requested
 from worldsim_kernels.operators import Operator
+from worldsim_kernels.precision import dtype_of
 
 
 class RMSNorm(NamedTuple):
@@ -197,13 +198,10 @@ def _rotated(kernel: str, x: Tensor, positions: Tensor | None, speeds: Tensor, i
     batch, time, _, width = x.shape
     if positions is None:
         positions = torch.arange(time, device=x.device)
-    axes = [("B", batch), ("T", time)][2 - min(positions.dim(), 2) :]
+    axes = [("B", batch), ("T", time)][positions.dim() < 2 :]
     expect(kernel, "positions", positions, axes, like=x, dtypes=(*FLOATS, torch.int64, torch.int32))
     angles = positions.double()[..., None, None] * speeds
-    cos, sin = (
-        turn.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-        for turn in (angles.cos(), angles.sin())
-    )
+    cos, sin = _wide(angles.cos(), x), _wide(angles.sin(), x)
     shape, axis = ((width // 2, 2), -1) if interleaved else ((2, width // 2), -2)
     first, second = _wide(x).reshape(*x.shape[:3], *shape).unbind(axis)
     turned = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=axis)
@@ -237,8 +235,8 @@ def _maybe(x: Tensor | None) -> Tensor | None:
 
 
 def _wide(x: Tensor, like: Tensor | None = None) -> Tensor:
-    """In the dtype of the computation: float64 where the first argument has it, else float32."""
-    return x.to(torch.float64 if (x if like is None else like).dtype == torch.float64 else torch.float32)
+    """In the dtype of the computation, which that of ``like`` (else of x itself) decides."""
+    return x.to(dtype_of("statistics", (x if like is None else like).dtype))
 
 
 def _spread(x: Tensor | None, rows: Tensor) -> Tensor | None:
