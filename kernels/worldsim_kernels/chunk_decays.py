@@ -9,26 +9,25 @@ has, with c_t the sum of the gates before token t of its chunk and b_t = c_t + g
     whole   e^{b_C}        None without decay
 
 R is 2 with a low-rank part, else 1. With ``after``, reader 0 is q of an output read after its token's write:
-its exponents have b for c, and without decay or with a scalar one its pairs include j = i.
+its exponents have b for c, and its pairs include j = i (save for ``StrongDecay``, which leaves them out).
 
-No exponent is formed as a difference of long sums and none exceeds 0, but for chunks of mild vector decay.
-Gates below ``FLOOR`` count as that, where e is zero: an infinite one would make 0 times infinity.
+No exponent is a difference of long float32 sums and none exceeds 0, but for ``MildDecay``. Gates below
+``FLOOR`` count as that, where e is zero: an infinite one would make 0 times infinity.
 
-``backward`` takes the gradients of these four and gives those of x, y and the gates. A gate's gradient is a
-sum over the pairs that straddle it. It is added up as such: the usual difference of two running sums cancels
-when decay is strong.
+``backward`` turns the gradients of these four, overwriting them, into those of x, y and the gates. A gate's
+gradient is a sum over the pairs that straddle it. Where decay can be strong it is added up as such: the
+difference of two running sums, which ``MildDecay`` takes, would cancel.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 FLOOR = {torch.float32: -120.0, torch.float64: -800.0}
-MILD = 40.0
-"""Decay over a chunk up to which its exponents are split at its middle: beyond, gates lose their gradient."""
+MILD = 30.0
+"""-b_C up to which a decay is mild. Beyond, gates would lose their gradient to rounding, and from 88 on
+float32 overflows."""
 
 
 class NoDecay:
@@ -45,9 +44,9 @@ class NoDecay:
     def backward(
         self, grad_pairs: Tensor, grad_reads: Tensor, grad_writes: Tensor, grad_whole: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        inside = grad_pairs.masked_fill(self.hidden, 0.0)
-        dx = torch.baddbmm(_flat(grad_reads), inside, _flat(self.y))
-        dy = torch.baddbmm(_flat(grad_writes), inside.mT, _flat(self.x))
+        inside = grad_pairs.masked_fill_(self.hidden, 0.0)
+        dx = _flat(grad_reads).baddbmm_(inside, _flat(self.y))
+        dy = _flat(grad_writes).baddbmm_(inside.mT, _flat(self.x))
         return dx.view_as(self.x), dy.view_as(self.y), None
 
 
@@ -76,11 +75,10 @@ class ScalarDecay:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         assert grad_whole is not None
         n, ranks, size, _ = self.x.shape
-        inside = grad_pairs.view(n, ranks * size, ranks, size) * self.matrix
         straddling = (grad_pairs * self.pairs).view(n, ranks * size, ranks, size).sum(2)
-        inside = inside.flatten(2)
-        dx = torch.baddbmm(_flat(grad_reads * self.into), inside, _flat(self.y)).view_as(self.x)
-        dy = torch.baddbmm(_flat(grad_writes * self.out_of), inside.mT, _flat(self.x)).view_as(self.y)
+        inside = grad_pairs.view(n, ranks * size, ranks, size).mul_(self.matrix).flatten(2)
+        dx = _flat(grad_reads * self.into).baddbmm_(inside, _flat(self.y)).view_as(self.x)
+        dy = _flat(grad_writes * self.out_of).baddbmm_(inside.mT, _flat(self.x)).view_as(self.y)
         read = (self.reads * grad_reads).sum(-1).flatten(1)
         written = (self.writes * grad_writes).sum((1, 3))
         below = _ones_below(self.x)
@@ -89,74 +87,74 @@ class ScalarDecay:
         return dx, dy, dg
 
 
-class VectorDecay:
-    """One gate for each key, g [n, C, K].
+def vector_decay(x: Tensor, y: Tensor, after: bool, g: Tensor) -> MildDecay | StrongDecay:
+    """One gate for each key, g [n, C, K]."""
+    g = g.clamp_min(FLOOR[g.dtype])
+    ends = g.cumsum(1)
+    mild = g.numel() == 0 or float(ends[:, -1].abs().amax()) <= MILD
+    return MildDecay(x, y, after, g, ends) if mild else StrongDecay(x, y, after, g)
 
-    While no key decays by more than e^-``MILD`` in a chunk, the exponent is split at the chunk's middle m:
-    e^{c_i - c_m} e^{c_m - b_j}.
-    Else the chunk is halved again and again: pairs of one token in the upper half and one in the lower are
-    split at the boundary, where both exponents are at most 0.
+
+class MildDecay:
+    """Every power is split at the chunk's start, e^{c_i} e^{-b_j}, for b_C >= -``MILD``."""
+
+    def __init__(self, x: Tensor, y: Tensor, after: bool, g: Tensor, ends: Tensor) -> None:
+        starts = ends - g
+        self.into = torch.stack([ends if after else starts, starts][: x.shape[1]], 1).exp_()
+        self.out_of = ends.neg().exp_()[:, None]
+        self.whole = ends[:, -1, :, None].exp()
+        self.y, self.reads, self.seen = y, x * self.into, _seen(x, after)
+        self.split = y * self.out_of
+        self.writes = self.split * self.whole.mT[:, None]
+        self.hidden = ~self.seen.repeat(1, x.shape[1])
+        self.pairs = (_flat(self.reads) @ _flat(self.split).mT).masked_fill_(self.hidden, 0.0)
+
+    def backward(
+        self, grad_pairs: Tensor, grad_reads: Tensor, grad_writes: Tensor, grad_whole: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        assert grad_whole is not None
+        inside = grad_pairs.masked_fill_(self.hidden, 0.0)
+        grad_split = grad_writes * self.whole.mT[:, None]
+        ends = (self.split * grad_split).sum((1, 2)) + (self.whole * grad_whole)[..., 0]
+        _flat(grad_reads).baddbmm_(inside, _flat(self.split))
+        _flat(grad_split).baddbmm_(inside.mT, _flat(self.reads))
+        dg = self.seen.to(ends.dtype).mT @ _flat(self.reads * grad_reads)
+        dg -= (_ones_below(self.y).mT + _eye(self.y)) @ (self.split * grad_split).sum(1)
+        return grad_reads.mul_(self.into), grad_split.mul_(self.out_of), dg.add_(ends[:, None])
+
+
+class StrongDecay:
+    """The chunk is halved again and again, and pairs of one token in the upper half and one in the lower are
+    split where these meet: both exponents are sums of gates.
     """
 
     def __init__(self, x: Tensor, y: Tensor, after: bool, g: Tensor) -> None:
-        self.y, self.after = y, after
-        self.below = _ones_below(x)
-        g = g.clamp_min(FLOOR[g.dtype])
+        self.y, self.below = y, _ones_below(x)
         self.own = g.exp() if after else None
         self.x = x if self.own is None else torch.cat([(x[:, 0] * self.own)[:, None], x[:, 1:]], 1)
         self.into, self.out_of = (self.below @ g).exp_(), (self.below.mT @ g).exp_()
-        over = g.sum(1)
-        self.whole = over.exp()[..., None]
+        self.whole = g.sum(1).exp_()[..., None]
         self.reads, self.writes = self.x * self.into[:, None], y * self.out_of[:, None]
-        self.mild = g.numel() == 0 or float(over.abs().amax()) <= MILD
-        self.splits: Sequence[_Middle | _Half] = (
-            [_Middle(self.x, y, g)] if self.mild else _halves(self.x, y, g)
-        )
-        n, ranks, size, _ = x.shape
-        self.pairs = x.new_zeros(n, ranks * size, ranks * size)
-        for split in self.splits:
-            split.add_pairs(self.pairs)
+        self.halves = [_Half(self.x, y, g, 1 << level) for level in range(g.shape[1].bit_length() - 1)]
+        rows = x.shape[1] * x.shape[2]
+        self.pairs = x.new_zeros(x.shape[0], rows, rows)
+        for half in self.halves:
+            half.add_pairs(self.pairs)
 
     def backward(
         self, grad_pairs: Tensor, grad_reads: Tensor, grad_writes: Tensor, grad_whole: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         assert grad_whole is not None
         dx, dy = grad_reads * self.into[:, None], grad_writes * self.out_of[:, None]
-        dg = self.below.mT @ (self.reads * grad_reads).sum(1) + self.below @ (self.writes * grad_writes).sum(
-            1
-        )
+        dg = self.below.mT @ (self.reads * grad_reads).sum(1)
+        dg += self.below @ (self.writes * grad_writes).sum(1)
         dg += (self.whole * grad_whole).mT
-        for split in self.splits:
-            split.backward(grad_pairs, dx, dy, dg)
+        for half in self.halves:
+            half.backward(grad_pairs, dx, dy, dg)
         if self.own is not None:
             dg.addcmul_(self.x[:, 0], dx[:, 0])
             dx[:, 0].mul_(self.own)
         return dx, dy, dg
-
-
-class _Middle:
-    """All pairs at once, split at the middle of the chunk."""
-
-    def __init__(self, x: Tensor, y: Tensor, g: Tensor) -> None:
-        below = _ones_below(x)
-        middle = below[below.shape[0] // 2]
-        self.to_reader = below - middle
-        self.to_writer = middle - below - torch.eye(below.shape[0], dtype=x.dtype, device=x.device)
-        self.into, self.out_of = (self.to_reader @ g).exp_()[:, None], (self.to_writer @ g).exp_()[:, None]
-        self.x, self.y = _flat(x * self.into), _flat(y * self.out_of)
-        self.hidden = ~_seen(x, False).repeat(1, x.shape[1])
-
-    def add_pairs(self, pairs: Tensor) -> None:
-        torch.bmm(self.x, self.y.mT, out=pairs).masked_fill_(self.hidden, 0.0)
-
-    def backward(self, grad_pairs: Tensor, dx: Tensor, dy: Tensor, dg: Tensor) -> None:
-        """Add to the gradients of x, y and the gates."""
-        inside = grad_pairs.masked_fill(self.hidden, 0.0)
-        grad_x, grad_y = inside @ self.y, inside.mT @ self.x
-        dx.addcmul_(grad_x.view_as(dx), self.into)
-        dy.addcmul_(grad_y.view_as(dy), self.out_of)
-        dg += self.to_reader.mT @ (self.x * grad_x).view_as(dx).sum(1)
-        dg += self.to_writer.mT @ (self.y * grad_y).view_as(dy).sum(1)
 
 
 class _Half:
@@ -210,11 +208,6 @@ class _Half:
         return runs.permute(0, 5, 1, 2, 3, 4)[:, :, :, self.half :, :, : self.half]
 
 
-def _halves(x: Tensor, y: Tensor, g: Tensor) -> list[_Half]:
-    """Runs of the whole chunk, of its halves, and so on to pairs of neighbours."""
-    return [_Half(x, y, g, 1 << level) for level in range(x.shape[2].bit_length() - 1)]
-
-
 def _flat(x: Tensor) -> Tensor:
     """[n, R, C, K] -> [n, R C, K]"""
     return x.flatten(1, 2)
@@ -223,6 +216,10 @@ def _flat(x: Tensor) -> Tensor:
 def _ones_below(x: Tensor) -> Tensor:
     """[C, C], ones below the diagonal: times gates, the sum of those before each token."""
     return torch.ones(x.shape[2], x.shape[2], dtype=x.dtype, device=x.device).tril(-1)
+
+
+def _eye(x: Tensor) -> Tensor:
+    return torch.eye(x.shape[2], dtype=x.dtype, device=x.device)
 
 
 def _seen(x: Tensor, after: bool) -> Tensor:

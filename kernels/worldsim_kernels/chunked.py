@@ -18,13 +18,14 @@ the backward stores the state at the start of every block only and recomputes th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from worldsim_kernels.chunk_decays import NoDecay, ScalarDecay, VectorDecay
+from worldsim_kernels.chunk_decays import MildDecay, NoDecay, ScalarDecay, StrongDecay, vector_decay
 
 BLOCK = 4096
 """Tokens times heads that are worked on at once: some megabytes for heads of 64."""
@@ -117,11 +118,12 @@ def _runs(q: Tensor, cu_seqlens: Tensor | None) -> list[tuple[slice, int, int]]:
 
 
 def _run(inputs: _Inputs, start: int, stop: int, state: Tensor, output: Tensor | None) -> list[Tensor]:
-    """Advance ``state`` in place, write the output if one is wanted, return the state before each block."""
+    """Advance ``state`` in place; write the output, or without one return the state before each block."""
     starts = []
     for begin, end in _blocks(inputs, start, stop):
         block = _Block(inputs, begin, end)
-        starts.append(state.clone())
+        if output is None:
+            starts.append(state.clone())
         state.copy_(block.advance(state))
         if output is not None:
             _store(output[:, begin:end], block.output())
@@ -146,31 +148,26 @@ class _Block:
         dtype = torch.float64 if inputs.q.dtype == torch.float64 else torch.float32
         size = _chunk(inputs)
 
-        def load(x: Tensor) -> Tensor:
-            return _load(x[:, begin:end], size, dtype)
+        def load(*tensors: Tensor | None) -> Tensor:
+            return _load([x[:, begin:end] for x in tensors if x is not None], size, dtype)
 
         self.begin, self.end, self.size, self.scale = begin, end, size, inputs.scale
         self.rows, self.heads = inputs.q.shape[0], inputs.q.shape[2]
-        self.q, self.k, self.v = load(inputs.q) * inputs.scale, load(inputs.k), load(inputs.v)
-        readers, writers = [self.q], [self.k]
-        if inputs.a is not None and inputs.b is not None:
-            readers.append(load(inputs.a))
-            writers.append(load(inputs.b))
-        self.ranks = len(readers)
-        self.bonus = (
-            None if inputs.bonus is None else inputs.bonus.to(dtype).repeat(self.chunks * self.rows, 1)
-        )
-        x, y = torch.stack(readers, 1), torch.stack(writers, 1)
-        after = inputs.bonus is None
-        self.decay: NoDecay | ScalarDecay | VectorDecay
+        x, y = load(inputs.q, inputs.a), load(inputs.k, inputs.b)
+        if self.scale != 1:
+            x[:, 0].mul_(self.scale)
+        self.x, self.y, self.v, self.ranks = x, y, load(inputs.v)[:, 0], x.shape[1]
+        repeats, after = self.chunks * self.rows, inputs.bonus is None
+        self.bonus = None if inputs.bonus is None else inputs.bonus.to(dtype).repeat(repeats, 1)
+        self.decay: NoDecay | ScalarDecay | MildDecay | StrongDecay
         if inputs.g is None:
             self.decay = NoDecay(x, y, after)
         elif inputs.g.dim() == 3:
-            self.decay = ScalarDecay(x, y, after, load(inputs.g))
+            self.decay = ScalarDecay(x, y, after, load(inputs.g)[:, 0])
         else:
-            self.decay = VectorDecay(x, y, after, load(inputs.g))
+            self.decay = vector_decay(x, y, after, load(inputs.g)[:, 0])
         # What the token's own write adds to its output, where the decay leaves it out of P.
-        self.own_k = self.bonus is not None or isinstance(self.decay, VectorDecay)
+        self.own_k = self.bonus is not None or isinstance(self.decay, StrongDecay)
         self.own_b = self.bonus is None and self.own_k and self.ranks == 2
         self._add_own()
 
@@ -180,10 +177,10 @@ class _Block:
 
     def _add_own(self) -> None:
         if self.own_k:
-            weighted = self.k if self.bonus is None else self.bonus[:, None] * self.k
-            self._diagonal(self.decay.pairs, 0).add_((self.q * weighted).sum(-1))
+            k = self.y[:, 0] if self.bonus is None else self.bonus[:, None] * self.y[:, 0]
+            self._diagonal(self.decay.pairs, 0).add_((self.x[:, 0] * k).sum(-1))
         if self.own_b:
-            self._diagonal(self.decay.pairs, 1).add_((self.q * self.decay.y[:, 1]).sum(-1))
+            self._diagonal(self.decay.pairs, 1).add_((self.x[:, 0] * self.y[:, 1]).sum(-1))
 
     def _diagonal(self, pairs: Tensor, writer: int) -> Tensor:
         """q of a token with k (0) or b (1) of the same token: [n, C]."""
@@ -241,7 +238,7 @@ class _Block:
     def output(self) -> Tensor:
         """[row, token, head, V]"""
         inside = self.decay.pairs[:, : self.size] @ self.values
-        return self._unfold(torch.baddbmm(inside, self.reads[:, 0], self.states))
+        return self._unfold(inside.baddbmm_(self.reads[:, 0], self.states))
 
     def backward(
         self,
@@ -255,7 +252,7 @@ class _Block:
         if grad_output is None:
             grad = torch.zeros_like(self.v)
         else:
-            grad = _load(grad_output[:, self.begin : self.end], size, self.v.dtype)
+            grad = _load([grad_output[:, self.begin : self.end]], size, self.v.dtype)[:, 0]
         added = self.reads[:, 0].mT @ grad
         if self.ranks == 1:
             states, last, _ = self._sweep(grad_state, added, True)
@@ -267,29 +264,29 @@ class _Block:
             grad = torch.cat([grad, read], 1)
         grad_state.copy_(last.view_as(grad_state))
         grad_pairs = grad @ self.values.mT
-        grad_v = torch.baddbmm(decay.pairs[:, :, :size].mT @ grad, self.writes[:, 0], states)
+        own = [self._diagonal(grad_pairs, writer).clone()[..., None] for writer in range(self.ranks)]
+        grad_v = (decay.pairs[:, :, :size].mT @ grad).baddbmm_(self.writes[:, 0], states)
         grad_whole = None if decay.whole is None else (states * self.states).sum(-1, keepdim=True)
         dx, dy, dg = decay.backward(
             grad_pairs, self._ranked(grad @ self.states.mT), self._ranked(self.values @ states.mT), grad_whole
         )
-        self._own_backward(grad_pairs, dx, dy, grad_bonus)
+        self._own_backward(own, dx, dy, grad_bonus)
         made = (dx[:, 0] * self.scale, dy[:, 0], grad_v, dg, dx[:, -1], dy[:, -1])
         for into, one in zip(found, made, strict=True):
             if into is not None and one is not None:
                 _store(into[:, self.begin : self.end], self._unfold(one))
 
-    def _own_backward(self, grad_pairs: Tensor, dx: Tensor, dy: Tensor, grad_bonus: Tensor | None) -> None:
+    def _own_backward(self, own: Sequence[Tensor], dx: Tensor, dy: Tensor, grad_bonus: Tensor | None) -> None:
         if self.own_b:
-            own = self._diagonal(grad_pairs, 1)[..., None]
-            dx[:, 0].addcmul_(own, self.decay.y[:, 1])
-            dy[:, 1].addcmul_(own, self.q)
+            dx[:, 0].addcmul_(own[1], self.y[:, 1])
+            dy[:, 1].addcmul_(own[1], self.x[:, 0])
         if self.own_k:
-            own = self._diagonal(grad_pairs, 0)[..., None]
-            bonus = self.q.new_ones(()) if self.bonus is None else self.bonus[:, None]
-            dx[:, 0].addcmul_(own, bonus * self.k)
-            dy[:, 0].addcmul_(own, bonus * self.q)
+            q, k = self.x[:, 0], self.y[:, 0]
+            bonus = q.new_ones(()) if self.bonus is None else self.bonus[:, None]
+            dx[:, 0].addcmul_(own[0], bonus * k)
+            dy[:, 0].addcmul_(own[0], bonus * q)
             if grad_bonus is not None:
-                each = (own * self.q * self.k).sum(1)
+                each = (own[0] * q * k).sum(1)
                 grad_bonus += each.view(-1, *grad_bonus.shape).sum(0)
 
     def _ranked(self, x: Tensor) -> Tensor:
@@ -301,14 +298,17 @@ class _Block:
         return x.permute(1, 0, 3, 2, *range(4, x.dim()))
 
 
-def _load(x: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """[row, token, head, ...] -> [chunk * row * head, C, ...], with zeros after the last token."""
-    short = -x.shape[1] % size
-    if short:
-        x = torch.cat([x, x.new_zeros(x.shape[0], short, *x.shape[2:])], 1)
-    x = x.view(x.shape[0], -1, size, *x.shape[2:])
-    x = x.permute(1, 0, 3, 2, *range(4, x.dim()))
-    return torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x).flatten(0, 2)
+def _load(tensors: Sequence[Tensor], size: int, dtype: torch.dtype) -> Tensor:
+    """Some of [row, token, head, ...] -> [chunk * row * head, some, C, ...], zeros after the last token."""
+    rows, length, heads, *rest = tensors[0].shape
+    shape = (-(-length // size), rows, heads, len(tensors), size, *rest)
+    loaded = torch.empty(shape, dtype=dtype, device=tensors[0].device)
+    order = (1, 0, 3, 2, *range(4, 4 + len(rest)))
+    for i, x in enumerate(tensors):
+        if length % size:
+            x = torch.cat([x, x.new_zeros(rows, -length % size, heads, *rest)], 1)
+        loaded[:, :, :, i].copy_(x.view(rows, -1, size, heads, *rest).permute(order))
+    return loaded.flatten(0, 2)
 
 
 def _store(into: Tensor, x: Tensor) -> None:
