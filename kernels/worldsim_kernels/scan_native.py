@@ -22,7 +22,7 @@ class _Tensor(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), ("stride", ctypes.c_int64 * 4))
 
 
-_SIZES = ("sequences", "heads", "keys", "values", "length", "width", "threads", "head_gate")
+_SIZES = ("sequences", "heads", "keys", "values", "length", "width", "group", "threads", "head_gate")
 _READ = ("q", "k", "v", "g", "a", "b", "bonus", "initial", "output", "state")
 _WRITTEN = ("d_output", "d_state", "dq", "dk", "dv", "dg", "da", "db", "d_bonus", "d_initial")
 _GRADIENTS = dict(zip(_READ[:8], _WRITTEN[2:], strict=True))
@@ -59,6 +59,8 @@ def forward(
     held = {"q": q, "k": k, "v": v, "g": g, "a": a, "b": b, "bonus": bonus, "initial": initial_state}
     kept = _fill(call, held | {"output": output, "state": state}, dtype)
     call.width = _width(call, dtype, call.threads)
+    units = call.sequences * call.heads * -(-call.values // call.width)
+    call.group = max(1, min(8, units // call.threads))
     _run("forward", dtype, call)
     del kept, offsets
     return output.to(q.dtype), state

@@ -15,7 +15,7 @@ typedef struct {
 /* Mirrored in scan_native.py. Sequence n is batch row n with all tokens, or with offsets the tokens
    offsets[n] to offsets[n + 1] of row 0. */
 typedef struct {
-    int64_t sequences, heads, keys, values, length, width, threads;
+    int64_t sequences, heads, keys, values, length, width, group, threads;
     int64_t head_gate; /* g is one number for all keys */
     double scale;
     const int64_t *offsets;

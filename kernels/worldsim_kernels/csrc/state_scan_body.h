@@ -197,42 +197,57 @@ static void FN(advance)(const FN(block_t) * m, int64_t tokens, int gate, int low
     }
 }
 
+/* What o holds before S is read: zero, or the bonus. */
+static void FN(first_output)(FN(block_t) * m, const call_t *c, int64_t tokens, int64_t head) {
+    memset(m->o, 0, tokens * m->width * sizeof(real));
+    if (!c->bonus.data) return;
+    FN(pack)(m->bonus, m->pitch, &c->bonus, head, 0, 1, 0, 0, c->keys);
+    for (int64_t t = 0; t < tokens; t++) {
+        real factor = FN(bonus_of)(m, t);
+        for (int64_t j = 0; j < m->width; j++) m->o[t * m->width + j] = factor * m->v[t * m->width + j];
+    }
+}
+
 static int64_t FN(tiles)(const call_t *c) { return (c->values + c->width - 1) / c->width; }
 
+/* `group` (head, tile)s of one sequence, block of tokens by block: their rows are neighbours in memory, which
+   the processor then fetches ahead of use. */
 static void FN(forward_item)(void *context, int64_t item) {
     run_t *run = context;
     const call_t *c = run->call;
-    int64_t tiles = FN(tiles)(c), at = item % tiles * c->width, head = item / tiles % c->heads;
-    int64_t n = item / tiles / c->heads, row, start, end;
+    int64_t tiles = FN(tiles)(c), units = c->heads * tiles, groups = (units + c->group - 1) / c->group;
+    int64_t n = item / groups, first = item % groups * c->group, row, start, end;
+    int64_t last = first + c->group < units ? first + c->group : units;
     sequence_of(c, n, &row, &start, &end);
     FN(block_t) m = {.pitch = up(c->keys, 16), .rows = up(c->keys, 8), .width = c->width};
-    real *memory = aligned_memory((FN(block_size)(m.pitch, m.width) + m.pitch * m.width) * sizeof(real));
+    const int64_t size = m.pitch * m.width;
+    real *memory = aligned_memory((FN(block_size)(m.pitch, m.width) + c->group * size) * sizeof(real));
     if (!memory) {
         run->failed = 1;
         return;
     }
-    m.S = FN(block_place)(&m, memory);
-    FN(load_state)(m.S, m.pitch, m.width, &c->initial, n, head, c, at);
-    FN(pack)(m.bonus, m.pitch, &c->bonus, head, 0, 1, 0, 0, c->keys);
-    for (int64_t t0 = start; t0 < end; t0 += BLOCK) {
-        int64_t tokens = end - t0 < BLOCK ? end - t0 : BLOCK;
-        FN(load)(&m, c, row, t0, tokens, head, at);
-        memset(m.o, 0, tokens * m.width * sizeof(real));
-        if (c->bonus.data)
-            for (int64_t t = 0; t < tokens; t++) {
-                real factor = FN(bonus_of)(&m, t);
-                for (int64_t j = 0; j < m.width; j++) m.o[t * m.width + j] = factor * m.v[t * m.width + j];
-            }
-        FN(advance)(&m, tokens, c->g.data != NULL, c->a.data != NULL, c->bonus.data ? BEFORE : AFTER);
-        FN(unpack)(m.o, m.width, &c->output, row, t0, tokens, head, at, c->values - at, c->scale, 0);
-    }
-    FN(store_state)(m.S, m.width, &c->state, n, head, c, at);
+    real *states = FN(block_place)(&m, memory);
+    for (int64_t u = first; u < last; u++)
+        FN(load_state)(states + (u - first) * size, m.pitch, m.width, &c->initial, n, u / tiles, c,
+                       u % tiles * c->width);
+    for (int64_t t0 = start; t0 < end; t0 += BLOCK)
+        for (int64_t u = first; u < last; u++) {
+            int64_t tokens = end - t0 < BLOCK ? end - t0 : BLOCK, head = u / tiles, at = u % tiles * c->width;
+            m.S = states + (u - first) * size;
+            FN(load)(&m, c, row, t0, tokens, head, at);
+            FN(first_output)(&m, c, tokens, head);
+            FN(advance)(&m, tokens, c->g.data != NULL, c->a.data != NULL, c->bonus.data ? BEFORE : AFTER);
+            FN(unpack)(m.o, m.width, &c->output, row, t0, tokens, head, at, c->values - at, c->scale, 0);
+        }
+    for (int64_t u = first; u < last; u++)
+        FN(store_state)(states + (u - first) * size, m.width, &c->state, n, u / tiles, c, u % tiles * c->width);
     free(memory);
 }
 
 int FN(state_scan_forward)(const call_t *c) {
     run_t run = {c, 0};
-    run_team(c->sequences * c->heads * FN(tiles)(c), (int)c->threads, FN(forward_item), &run);
+    int64_t groups = (c->heads * FN(tiles)(c) + c->group - 1) / c->group;
+    run_team(c->sequences * groups, (int)c->threads, FN(forward_item), &run);
     return run.failed;
 }
 
