@@ -1,8 +1,8 @@
 """Retention: its three forms agree, and a stream of any length needs the same memory.
 
-In float64, 200 tokens of eight heads: the recurrence, its chunked form and the form that this machine chooses,
-against the matrix (Q K^T * D) V with D_ij = gamma^{i-j}. A stream of 1,048,576 tokens of width 64 in chunks of
-256, float32: bytes of the state, growth of the process after its first chunks, and whether all outputs are
+In float64, 200 tokens of eight heads: the recurrence, its chunked form and the one that this machine chooses,
+against the matrix (Q K^T * D) V with D_ij = gamma^{i-j}. A stream of 1,048,576 tokens of width 64 in chunks
+of 256, float32: bytes of the state, growth of the process after its first chunks, and whether all outputs are
 finite. Half-lives ln(1/2) / ln(gamma) of the heads, in tokens: the stream is stable because it forgets.
 """
 
