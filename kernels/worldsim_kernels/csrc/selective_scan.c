@@ -1,0 +1,341 @@
+/* The selective scan, h = 2^(delta A2) h + delta u B, y = C h + D u, and its backward. Sixteen neighbouring
+   channels share a vector, one vector of state for each n, so that B_t[n] and C_t[n] are broadcast and y needs
+   no sum across lanes. A work item is a batch member and a tile (forward) or a block of tiles (backward). */
+#include "vector.h"
+
+#define CHUNK 32 /* tokens between two kept states in the backward */
+#define STATES 256
+#define INLINE static inline __attribute__((always_inline))
+
+/* B, C: [batch, time, group, n]; the strides of u, delta, z and grad are of batch, time, channel. The others
+   are contiguous; a2 is A / ln 2. Absent: NULL. */
+typedef struct {
+    const float *u, *delta, *a2, *b, *c, *d, *z, *bias, *initial, *grad, *grad_state;
+    float *out, *state, *du, *ddelta, *da2, *db, *dc, *dd, *dz, *dbias, *dinitial;
+    int64_t batch, length, groups, channels, n, softplus; /* channels of one group */
+    int64_t us[3], ds[3], zs[3], gs[3], bs[4], cs[4];
+    int64_t tiles, blocks; /* of one group */
+    int failed;
+} job_t;
+
+INLINE f32x16 splat(float x) { return x - (f32x16){0}; }
+
+static __attribute__((noinline)) void gather(float *some, const float *p, int64_t stride, int64_t lanes) {
+    for (int64_t i = 0; i < 16; i++) some[i] = i < lanes ? p[i * stride] : 0;
+}
+
+static __attribute__((noinline)) void scatter(const float *some, float *p, int64_t stride, int64_t lanes) {
+    for (int64_t i = 0; i < lanes; i++) p[i * stride] = some[i];
+}
+
+INLINE f32x16 load(const float *p, int64_t stride, int64_t lanes) {
+    if (stride == 1 && lanes == 16) return *(const f32x16u *)p;
+    float some[16] __attribute__((aligned(64)));
+    gather(some, p, stride, lanes);
+    return *(f32x16 *)some;
+}
+
+INLINE void store(float *p, int64_t stride, f32x16 v, int64_t lanes) {
+    if (stride == 1 && lanes == 16)
+        *(f32x16u *)p = v;
+    else
+        scatter((float *)&v, p, stride, lanes);
+}
+
+/* Bounded to [-127, 128] by the order of the bits, one instruction for each side: of negative floats the
+   larger is the smaller as an unsigned number, and as signed numbers floats below 128 are below 128's bits. */
+INLINE f32x16 bounded(f32x16 x) {
+    uint32_t low[16];
+    int32_t high[16];
+    memcpy(low, &x, sizeof low);
+    for (int i = 0; i < 16; i++) low[i] = low[i] < 0xC2FE0000u ? low[i] : 0xC2FE0000u;
+    memcpy(high, low, sizeof high);
+    for (int i = 0; i < 16; i++) high[i] = high[i] < 0x43000000 ? high[i] : 0x43000000;
+    memcpy(&x, high, sizeof x);
+    return x;
+}
+
+/* 2^x. From -126 to 128 within 1.2e-7 of it; below, not above 2^-126, and 0 from -127 on; infinity from 128
+   on; no promise for NaN. The polynomial was fitted to (2^f - 1) / f on [-1/2, 1/2] with its first
+   coefficient held at ln 2, so that a decay near 1 is as good as its rounding. */
+INLINE f32x16 exp2_f32x16(f32x16 x) {
+    x = bounded(x);
+    f32x16 shifted = x + 12582912.0f; /* rounds to a whole number */
+    f32x16 f = x - (shifted - 12582912.0f);
+    f32x16 q = 1.53211556e-4f * f + 1.33901613e-3f;
+    q = q * f + 9.61852632e-3f;
+    q = q * f + 5.55036217e-2f;
+    q = q * f + 2.40226477e-1f;
+    q = q * f + 6.93147181e-1f;
+    f32x16 y = q * f + 1.0f;
+    return (f32x16)((i32x16)y + ((i32x16)shifted << 23));
+}
+
+INLINE f32x16 either(i32x16 mask, f32x16 yes, f32x16 no) {
+    return (f32x16)((mask & (i32x16)yes) | (~mask & (i32x16)no));
+}
+
+/* softplus(x) = max(x, 0) + log1p(e), e = exp(-|x|), and its slope, the sigmoid. log1p(e) = 2 atanh(s) with
+   s = e / (2 + e) <= 1/3, by a fitted odd polynomial (error 5e-9). */
+INLINE f32x16 softplus(f32x16 x, f32x16 *slope) {
+    f32x16 magnitude = (f32x16)((i32x16)x & 0x7fffffff);
+    f32x16 e = exp2_f32x16(magnitude * -1.44269504f), s = e / (2.0f + e), square = s * s;
+    f32x16 p = 2.80244691e-1f * square + 2.79991391e-1f;
+    p = p * square + 4.00216992e-1f;
+    p = p * square + 6.66664131e-1f;
+    f32x16 log1p = p * (square * s) + 2.0f * s;
+    i32x16 positive = x > 0.0f;
+    if (slope) *slope = either(positive, splat(1.0f), e) / (1.0f + e);
+    return either(positive, x + log1p, log1p);
+}
+
+INLINE f32x16 sigmoid(f32x16 x) {
+    f32x16 e = exp2_f32x16((f32x16)((i32x16)x & 0x7fffffff) * -1.44269504f);
+    return either(x > 0.0f, splat(1.0f), e) / (1.0f + e);
+}
+
+/* Where a work item is, and the rows that a token of it needs. */
+typedef struct {
+    int64_t batch, group, channel, lanes; /* channel: the first of the tile, over all groups */
+    const float *u, *delta, *z, *grad, *b, *c;
+    f32x16 bias, d;
+} tile_t;
+
+INLINE const float *row(const float *base, const int64_t *strides, const tile_t *at) {
+    return base ? base + at->batch * strides[0] + at->channel * strides[2] : NULL;
+}
+
+INLINE tile_t tile_at(const job_t *job, int64_t batch, int64_t group, int64_t tile) {
+    tile_t at = {.batch = batch, .group = group, .channel = group * job->channels + tile * 16};
+    at.lanes = job->channels - tile * 16 < 16 ? job->channels - tile * 16 : 16;
+    at.u = row(job->u, job->us, &at), at.delta = row(job->delta, job->ds, &at);
+    at.z = row(job->z, job->zs, &at), at.grad = row(job->grad, job->gs, &at);
+    at.b = job->b + batch * job->bs[0] + group * job->bs[2];
+    at.c = job->c + batch * job->cs[0] + group * job->cs[2];
+    at.bias = job->bias ? load(job->bias + at.channel, 1, at.lanes) : splat(0);
+    at.d = job->d ? load(job->d + at.channel, 1, at.lanes) : splat(0);
+    return at;
+}
+
+/* The values of all n at one token: where they lie, or gathered. */
+INLINE const float *values(const float *at, int64_t stride, int64_t n, float *gathered) {
+    if (stride == 1) return at;
+    for (int64_t i = 0; i < n; i++) gathered[i] = at[i * stride];
+    return gathered;
+}
+
+INLINE f32x16 step_of(const job_t *job, const tile_t *at, int64_t t, f32x16 *slope) {
+    f32x16 x = load(at->delta + t * job->ds[1], job->ds[2], at->lanes) + at->bias;
+    if (job->softplus) return softplus(x, slope);
+    if (slope) *slope = splat(1.0f);
+    return x;
+}
+
+/* The [channel, n] matrix of a tile as one vector for each n; zeros when absent. */
+INLINE void take(const float *matrix, int64_t offset, int64_t n, int64_t lanes, f32x16 *into) {
+    for (int64_t i = 0; i < n; i++) into[i] = matrix ? load(matrix + offset + i, n, lanes) : splat(0);
+}
+
+INLINE void give(float *matrix, int64_t offset, int64_t n, int64_t lanes, const f32x16 *from) {
+    for (int64_t i = 0; i < n; i++) store(matrix + offset + i, n, from[i], lanes);
+}
+
+INLINE void forward_tile(job_t *job, int64_t item, const int n) {
+    int64_t group = item / job->tiles % job->groups, width = job->groups * job->channels;
+    tile_t at = tile_at(job, item / job->tiles / job->groups, group, item % job->tiles);
+    f32x16 h[n], a2[n];
+    float some_b[n], some_c[n];
+    int64_t corner = (at.batch * width + at.channel) * job->n;
+    take(job->a2, at.channel * job->n, n, at.lanes, a2);
+    take(job->initial, corner, n, at.lanes, h);
+    for (int64_t t = 0; t < job->length; t++) {
+        f32x16 delta = step_of(job, &at, t, NULL);
+        f32x16 u = load(at.u + t * job->us[1], job->us[2], at.lanes);
+        f32x16 written = delta * u, y = at.d * u, other = splat(0);
+        const float *b = values(at.b + t * job->bs[1], job->bs[3], n, some_b);
+        const float *c = values(at.c + t * job->cs[1], job->cs[3], n, some_c);
+        _Pragma("GCC unroll 16") for (int i = 0; i < n; i++) {
+            h[i] = exp2_f32x16(delta * a2[i]) * h[i] + written * b[i];
+            if (i % 2)
+                other += h[i] * c[i];
+            else
+                y += h[i] * c[i];
+        }
+        y += other;
+        if (at.z) {
+            f32x16 z = load(at.z + t * job->zs[1], job->zs[2], at.lanes);
+            y *= z * sigmoid(z);
+        }
+        store(job->out + (at.batch * job->length + t) * width + at.channel, 1, y, at.lanes);
+    }
+    give(job->state, corner, n, at.lanes, h);
+}
+
+/* Lane i of the result is the sum of the lanes of v[i]. */
+#ifdef __clang__
+INLINE f32x16 fold(f32x16 x, f32x16 y, int distance) {
+    f32x16 sum;
+    for (int i = 0; i < 16; i++) sum[i] = i & distance ? y[i] + y[i ^ distance] : x[i] + x[i ^ distance];
+    return sum;
+}
+#else
+INLINE f32x16 fold(f32x16 x, f32x16 y, int distance) {
+    i32x16 own, other;
+    for (int i = 0; i < 16; i++) own[i] = i & distance ? 16 + i : i, other[i] = own[i] ^ distance;
+    return __builtin_shuffle(x, y, own) + __builtin_shuffle(x, y, other);
+}
+#endif
+
+INLINE f32x16 sums(const f32x16 *v) {
+    f32x16 eight[8], four[4];
+    for (int i = 0; i < 8; i++) eight[i] = fold(v[2 * i], v[2 * i + 1], 1);
+    for (int i = 0; i < 4; i++) four[i] = fold(eight[2 * i], eight[2 * i + 1], 2);
+    return fold(fold(four[0], four[1], 4), fold(four[2], four[3], 4), 8);
+}
+
+/* Adds to a row the n sums over channels. */
+INLINE void add_sums(const f32x16 *v, int64_t n, float *into) {
+    for (int64_t i = 0; i < n; i += 16) {
+        int64_t lanes = n - i < 16 ? n - i : 16;
+        store(into + i, 1, sums(v + i) + load(into + i, 1, lanes), lanes);
+    }
+}
+
+/* A backward's memory: states at the start of every chunk, and all states and decays of one chunk. */
+typedef struct {
+    f32x16 *kept, *h, *a;
+} memory_t;
+
+INLINE void backward_tile(const job_t *job, int64_t block, tile_t at, memory_t memory, const int n) {
+    const int padded = (n + 15) / 16 * 16;
+    int64_t width = job->groups * job->channels, length = job->length;
+    int64_t corner = (at.batch * width + at.channel) * job->n;
+    f32x16 a2[n], carried[n], da2[n], to_b[padded], to_c[padded], delta[CHUNK], slope[CHUNK], y[CHUNK];
+    double total[n][16];
+    float some_b[n], some_c[n];
+    f32x16 dd = splat(0), dbias = splat(0);
+    memset(total, 0, sizeof total), memset(to_b, 0, sizeof to_b), memset(to_c, 0, sizeof to_c);
+    take(job->a2, at.channel * job->n, n, at.lanes, a2);
+    take(job->grad_state, corner, n, at.lanes, carried);
+
+    f32x16 *h = memory.h;
+    take(job->initial, corner, n, at.lanes, h);
+    for (int64_t t = 0; t < length; t++) {
+        if (t % CHUNK == 0) memcpy(memory.kept + t / CHUNK * n, h, n * sizeof(f32x16));
+        f32x16 step = step_of(job, &at, t, NULL);
+        f32x16 written = step * load(at.u + t * job->us[1], job->us[2], at.lanes);
+        const float *b = values(at.b + t * job->bs[1], job->bs[3], n, some_b);
+        _Pragma("GCC unroll 16") for (int i = 0; i < n; i++)
+            h[i] = exp2_f32x16(step * a2[i]) * h[i] + written * b[i];
+    }
+
+    for (int64_t start = (length - 1) / CHUNK * CHUNK; start >= 0 && length; start -= CHUNK) {
+        int64_t size = length - start < CHUNK ? length - start : CHUNK;
+        memcpy(memory.h, memory.kept + start / CHUNK * n, n * sizeof(f32x16));
+        for (int64_t k = 0; k < size; k++) {
+            int64_t t = start + k;
+            delta[k] = step_of(job, &at, t, &slope[k]);
+            f32x16 u = load(at.u + t * job->us[1], job->us[2], at.lanes), written = delta[k] * u, sum = at.d * u;
+            const float *b = values(at.b + t * job->bs[1], job->bs[3], n, some_b);
+            const float *c = values(at.c + t * job->cs[1], job->cs[3], n, some_c);
+            f32x16 *before = memory.h + k * n, *after = before + n, *a = memory.a + k * n;
+            _Pragma("GCC unroll 16") for (int i = 0; i < n; i++) {
+                a[i] = exp2_f32x16(delta[k] * a2[i]);
+                after[i] = a[i] * before[i] + written * b[i];
+                sum += after[i] * c[i];
+            }
+            y[k] = sum;
+        }
+        memset(da2, 0, sizeof da2);
+        f32x16 dd_chunk = splat(0), dbias_chunk = splat(0);
+        for (int64_t k = size - 1; k >= 0; k--) {
+            int64_t t = start + k, place = (at.batch * length + t) * width + at.channel;
+            f32x16 u = load(at.u + t * job->us[1], job->us[2], at.lanes), written = delta[k] * u;
+            f32x16 g = at.grad ? load(at.grad + t * job->gs[1], job->gs[2], at.lanes) : splat(0);
+            if (at.z) {
+                f32x16 z = load(at.z + t * job->zs[1], job->zs[2], at.lanes), gate = sigmoid(z);
+                store(job->dz + place, 1, g * y[k] * gate * (1.0f + z * (1.0f - gate)), at.lanes);
+                g *= z * gate;
+            }
+            const float *b = values(at.b + t * job->bs[1], job->bs[3], n, some_b);
+            const float *c = values(at.c + t * job->cs[1], job->cs[3], n, some_c);
+            const f32x16 *before = memory.h + k * n, *after = before + n, *a = memory.a + k * n;
+            f32x16 by_b = splat(0), by_a = splat(0);
+            _Pragma("GCC unroll 16") for (int i = 0; i < n; i++) {
+                f32x16 l = carried[i] + g * c[i];
+                to_c[i] = g * after[i];
+                to_b[i] = l * written;
+                by_b += l * b[i];
+                carried[i] = a[i] * l;
+                f32x16 product = carried[i] * before[i];
+                by_a += product * a2[i];
+                da2[i] += product * delta[k];
+            }
+            f32x16 dx = (0.693147181f * by_a + u * by_b) * slope[k];
+            store(job->du + place, 1, g * at.d + delta[k] * by_b, at.lanes);
+            store(job->ddelta + place, 1, dx, at.lanes);
+            dd_chunk += g * u, dbias_chunk += dx;
+            int64_t line = (((block * job->batch + at.batch) * length + t) * job->groups + at.group) * n;
+            add_sums(to_b, n, job->db + line);
+            add_sums(to_c, n, job->dc + line);
+        }
+        dd += dd_chunk, dbias += dbias_chunk;
+        for (int i = 0; i < n; i++)
+            for (int j = 0; j < 16; j++) total[i][j] += da2[i][j];
+    }
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < 16; j++) da2[i][j] = (float)total[i][j];
+    give(job->da2, corner, n, at.lanes, da2);
+    give(job->dinitial, corner, n, at.lanes, carried);
+    store(job->dd + at.batch * width + at.channel, 1, dd, at.lanes);
+    store(job->dbias + at.batch * width + at.channel, 1, dbias, at.lanes);
+}
+
+static void forward(void *context, int64_t item) {
+    job_t *job = context;
+    if (job->n == 16)
+        forward_tile(job, item, 16);
+    else if (job->n == 8)
+        forward_tile(job, item, 8);
+    else
+        forward_tile(job, item, job->n);
+}
+
+static void backward(void *context, int64_t item) {
+    job_t *job = context;
+    int64_t block = item % job->blocks, group = item / job->blocks % job->groups;
+    int64_t chunks = job->length / CHUNK + 1, n = job->n;
+    f32x16 *whole = aligned_memory((chunks + 2 * CHUNK + 1) * n * sizeof(f32x16));
+    if (!whole) {
+        __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
+        return;
+    }
+    memory_t memory = {whole, whole + chunks * n, whole + (chunks + CHUNK + 1) * n};
+    for (int64_t tile = block; tile < job->tiles; tile += job->blocks) {
+        tile_t at = tile_at(job, item / job->blocks / job->groups, group, tile);
+        if (n == 16)
+            backward_tile(job, block, at, memory, 16);
+        else if (n == 8)
+            backward_tile(job, block, at, memory, 8);
+        else
+            backward_tile(job, block, at, memory, n);
+    }
+    free(whole);
+}
+
+/* tensors in the order of job_t; sizes: batch, length, groups, channels of a group, n, softplus; strides of
+   u, delta, z, grad (3 each), b and c (4 each). blocks > 0 asks for the backward, with that many partial sums
+   of db and dc, which must be zero. Returns 1 when there is no memory. */
+int selective_scan(void *const *tensors, const int64_t *sizes, const int64_t *strides, int64_t blocks,
+                   int threads) {
+    job_t job = {.failed = 0};
+    memcpy(&job.u, tensors, 22 * sizeof(void *));
+    memcpy(&job.batch, sizes, 6 * sizeof(int64_t));
+    memcpy(job.us, strides, 20 * sizeof(int64_t));
+    job.tiles = (job.channels + 15) / 16, job.blocks = blocks;
+    if (blocks)
+        run_team(job.batch * job.groups * blocks, threads, backward, &job);
+    else
+        run_team(job.batch * job.groups * job.tiles, threads, forward, &job);
+    return job.failed;
+}
