@@ -56,7 +56,7 @@ def _errors(families: dict[str, Any]) -> Iterator[Goal]:
     ]
     known = [x for x in ours if x == x]
     worst = max(known) if known and len(known) == len(ours) else math.nan
-    yield _most("all of ours: largest relative error, gradients too", worst, ERROR)
+    yield _most("ours, all: largest relative error", worst, ERROR)
 
 
 def _long(long: dict[str, Any], memory: dict[str, dict[str, float]]) -> Iterator[Goal]:
@@ -80,13 +80,13 @@ def _long(long: dict[str, Any], memory: dict[str, dict[str, float]]) -> Iterator
 def _state(family: Family, memory: dict[str, float]) -> Goal:
     values = list(memory.values())
     growth = values[-1] - values[0] if len(values) == 2 else math.nan
-    return _most(f"{family.name}: MB of state and scratch that grow", growth, STATE_MB)
+    return _most(f"{family.name}: growth of state, MB", growth, STATE_MB)
 
 
 def _threads(threads: dict[str, Any]) -> Iterator[Goal]:
     for name, found in threads.items():
         value = math.nan if found is None else found["threads"] / found["processes"]
-        yield _least(f"{name}: two threads / the machine's two processes", value, 0.9)
+        yield _least(f"{name}: two threads / two processes", value, 0.9)
 
 
 def _least(name: str, value: float, goal: float) -> Goal:

@@ -193,20 +193,25 @@ print(json.dumps([b - a for a, b in zip(marks, marks[1:])]))
 PHASES = ("import torch", "import state_scan", "first kernel", "second kernel")
 
 
-def starting(rounds: int) -> dict[str, dict[str, float]] | None:
-    """Seconds of each phase of a new interpreter: once with nothing compiled, then the least of several."""
-    with tempfile.TemporaryDirectory() as folder:
-        phases = [_start(folder) for _ in range(rounds + 1)]
+def starting(rounds: int, compile: bool) -> dict[str, dict[str, float]] | None:
+    """Seconds of each phase of a new interpreter: the least of several, and one with nothing compiled yet.
+
+    None where the native kernel cannot run.
+    """
+    phases = [_start() for _ in range(rounds)]
+    if compile:
+        with tempfile.TemporaryDirectory() as folder:
+            phases.append(_start(XDG_CACHE_HOME=folder))
     if None in phases:
         return None
-    cold, *warm = phases
-    return {"compiling": cold, "compiled": {name: min(each[name] for each in warm) for name in PHASES}}
+    found = {"compiled": {name: min(each[name] for each in phases[:rounds]) for name in PHASES}}
+    return {**found, "compiling": phases[-1]} if compile else found
 
 
-def _start(folder: str) -> Any:
+def _start(**environment: str) -> Any:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
-        env={**os.environ, "XDG_CACHE_HOME": folder},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,

@@ -80,17 +80,17 @@ def long(found: dict[str, Figures], memory: dict[str, dict[str, float]]) -> None
     print("\nworldsim, default, long sequences, forward: ms at so many tokens; MB of state and scratch")
     lengths = max((each.get("milliseconds", {}) for each in found.values()), key=len, default={})
     heads = "".join(f"{tokens(int(n)):>8}" for n in lengths)
-    print(f"{'':25}{heads}  {'exponent':16}{'Mtoken/s':>9}  MB")
+    print(f"{'':25}{heads}{'fresh':>8}{'Mtok/s':>8}  {'exponent':15}MB")
     for name, row in found.items():
         if "note" in row:
             print(f"{name:25}  {row['note']}")
             continue
         spent = row["milliseconds"]
-        cells = "".join(f"{number(spent.get(n)):>8}" for n in lengths)
+        cells = "".join(f"{number(spent.get(n)):>8}" for n in lengths) + f"{number(row['fresh']):>8}"
         last = list(spent)[-1]
         state = ", ".join(f"{number(x)} at {tokens(int(n))}" for n, x in memory[name].items())
         exponent = fitted(row["exponent"], row["exponent_error"], 3)
-        print(f"{name:25}{cells}  {exponent:16}{int(last) / spent[last] / 1e3:9.2f}  {state}")
+        print(f"{name:25}{cells}{int(last) / spent[last] / 1e3:8.2f}  {exponent:15}{state}")
 
 
 def threads(found: dict[str, Figures | None]) -> None:
@@ -104,22 +104,26 @@ def threads(found: dict[str, Figures | None]) -> None:
         print(f"{name:25}{values}{row['threads'] / row['processes']:7.2f}")
 
 
-def builds(portable: dict[str, tuple[float, float]], start: dict[str, dict[str, float]] | None) -> None:
-    print("\nC for this processor beside a build for x86-64-v3, forward, ms")
+def builds(portable: dict[str, tuple[float, float]]) -> None:
+    if portable:
+        print("\nC for this processor beside a build for x86-64-v3, forward, ms")
     for name, (own, other) in portable.items():
         print(f"{name:25}{number(1e3 * own):>9}{number(1e3 * other):>9}{other / own:7.2f}x slower")
-    if start is None:
+
+
+def start(found: dict[str, dict[str, float]] | None) -> None:
+    if found is None:
         print("\nstart of an interpreter: not measured (no native kernel here)")
         return
     print("\nstart of an interpreter, seconds")
-    print(f"{'':14}" + "".join(f"{name:>20}" for name in start["compiled"]) + f"{'beyond torch':>20}")
-    for name, phases in start.items():
+    print(f"{'':12}" + "".join(f"{name:>21}" for name in found["compiled"]) + f"{'beyond torch':>14}")
+    for name, phases in found.items():
         beyond = phases["import state_scan"] + phases["first kernel"]
-        print(f"{name:14}" + "".join(f"{x:20.4f}" for x in phases.values()) + f"{beyond:20.4f}")
+        print(f"{name:12}" + "".join(f"{x:21.4f}" for x in phases.values()) + f"{beyond:14.4f}")
 
 
 def goals(found: list[Figures]) -> None:
-    print(f"\n{'goals':58}{'goal':>14}{'measured':>18}")
+    print(f"\n{'goals':54}{'goal':>12}{'measured':>16}")
     verdicts = {True: "met", False: "NOT MET", None: "not measured"}
     for each in found:
-        print(f"{each['name']:58}{each['goal']:>14}{each['measured']:>18}  {verdicts[each['met']]}")
+        print(f"{each['name']:54}{each['goal']:>12}{each['measured']:>16}  {verdicts[each['met']]}")
