@@ -290,6 +290,13 @@ def test_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.M
     assert tuple(future.states.shape) == (1, 1, 100, 2)  # type: ignore[attr-defined]
 
 
+def test_python_of_the_kernels_page_runs() -> None:
+    names: dict[str, object] = {}
+    for text in blocks(DOCS / "kernels.md", "python"):
+        exec(compile(text, "docs/kernels.md", "exec"), names)
+    assert names["whole"].output.shape == (2, 1000, 4, 64)  # type: ignore[attr-defined]
+
+
 def test_first_steps_shows_the_problems_that_validate_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -263,7 +263,23 @@ def commands() -> str:
     return "\n\n".join(parts)
 
 
+def kernels() -> str:
+    """Every public kernel, module by module, with the equation and source that its module states."""
+    import worldsim_kernels
+
+    found: dict[str, list[tuple[str, Any]]] = {}
+    for name in worldsim_kernels.__all__:
+        value = getattr(worldsim_kernels, name)
+        found.setdefault(value.__module__, []).append((name, value))
+    parts = []
+    for module, members in found.items():
+        parts += [f"## {module}", prose(sys.modules[module].__doc__)]
+        parts += [public_section(name, value).replace("## ", "### ", 1) for name, value in members]
+    return "\n\n".join(parts)
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
+    "kernels": kernels,
     "hooks": hooks,
     "protocols": protocols,
     "python": python,

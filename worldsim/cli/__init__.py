@@ -32,6 +32,7 @@ COMMANDS = {
     "plugins": "installed",
     "schema": "installed",
     "doctor": "installed",
+    "profile": "profiling",
 }
 """Command -> the module that holds it."""
 

@@ -143,6 +143,7 @@ def doctor(out: Path) -> None:
         "torch": _torch,
         "device": _device,
         "threads": _threads,
+        "kernels": _kernels,
         "plugins": _plugins,
         "extras": _extras,
         "disk": lambda: _disk(out),
@@ -177,6 +178,22 @@ def _threads() -> str:
 
     limit = os.environ.get("OMP_NUM_THREADS")
     return plural(cores(), "core") + (f", OMP_NUM_THREADS={limit}" if limit else "")
+
+
+def _kernels() -> str:
+    """Which implementation of each kernel runs on this CPU, and why not a faster one."""
+    from worldsim_kernels import native
+    from worldsim_kernels.backends import KERNELS, backends_of, explain, missing_triton
+
+    chosen: dict[str, list[str]] = {}
+    for name in KERNELS:
+        chosen.setdefault(explain(name).chosen, []).append(name)
+    lines = [f"{backend}: {', '.join(names)}" for backend, names in chosen.items()]
+    in_c = [each for each in map(backends_of, KERNELS) if each.source is not None]
+    lines += sorted({f"not native: {why}" for each in in_c if (why := each.missing_native()) is not None})
+    lines.append(f"compiler: {native.compiler() or 'none'}, libraries in {native.cache_folder()}")
+    lines.append(f"triton: {missing_triton() or 'installed, for a GPU'}")
+    return ("\n" + " " * 10).join(lines)
 
 
 def _plugins() -> str:
