@@ -146,12 +146,14 @@ def _four(stride: Sequence[int]) -> Any:
 
 
 def _width(call: Any, dtype: torch.dtype, threads: int) -> int:
-    """Columns of a tile of the state: four vectors, or fewer where that leaves some of ``threads`` idle.
+    """Columns of a tile of the state, one of those the C file is compiled for.
 
-    A tile of the state is at most 32 KiB, to stay in the first-level cache.
+    It has four vectors, or fewer where that would leave some of ``threads`` idle or where a tile would be
+    more than 32 KiB, to stay in the first-level cache.
     """
-    lanes = 64 // dtype.itemsize
-    vectors = 4
+    if dtype == torch.float64:
+        return 16
+    lanes, vectors = 16, 4
     while vectors > 1 and (
         (vectors // 2) * lanes >= call.values
         or call.keys * vectors * 64 > 2**15

@@ -1,11 +1,12 @@
 /* The body of state_scan.c, once for float and once for double. Scratch rows are `pitch` numbers long for
-   keys (a multiple of sixteen) and NV vectors for values. */
+   keys (a multiple of sixteen) and NV vectors for values: four, two or one of floats, always two of doubles,
+   which are here for checks and for exactness and need not be as fast. */
 
 enum { FN(LANES) = 64 / sizeof(real) };
 
 /* Numbers at `from` of axis 3 of tokens t0.. of (row, head); zeros to the end of a scratch row. */
-static void FN(pack)(real *to, int64_t pitch, const tensor_t *x, int64_t row, int64_t t0, int64_t tokens,
-                     int64_t head, int64_t from, int64_t count) {
+NOINLINE void FN(pack)(real *to, int64_t pitch, const tensor_t *x, int64_t row, int64_t t0, int64_t tokens,
+                       int64_t head, int64_t from, int64_t count) {
     if (count > pitch) count = pitch;
     for (int64_t t = 0; t < tokens; t++, to += pitch) {
         int64_t i = 0;
@@ -21,8 +22,8 @@ static void FN(pack)(real *to, int64_t pitch, const tensor_t *x, int64_t row, in
 }
 
 /* The opposite; `add` when another tile of columns wrote here before. */
-static void FN(unpack)(const real *from, int64_t pitch, const tensor_t *x, int64_t row, int64_t t0,
-                       int64_t tokens, int64_t head, int64_t at, int64_t count, real factor, int add) {
+NOINLINE void FN(unpack)(const real *from, int64_t pitch, const tensor_t *x, int64_t row, int64_t t0,
+                         int64_t tokens, int64_t head, int64_t at, int64_t count, real factor, int add) {
     if (!x->data) return;
     if (count > pitch) count = pitch;
     for (int64_t t = 0; t < tokens; t++, from += pitch) {
@@ -143,7 +144,7 @@ INLINE void FN(high)(const FN(block_t) * m, int64_t tokens, const int R, const i
 }
 
 /* r = S^T a */
-INLINE void FN(read_state)(vec *r, const vec *S, const real *a, int64_t rows, const int NV) {
+NOINLINE void FN(read_state)(vec *r, const vec *S, const real *a, int64_t rows, const int NV) {
     UNROLL for (int j = 0; j < NV; j++) r[j] = (vec){0};
     for (int64_t i = 0; i < rows; i++) UNROLL for (int j = 0; j < NV; j++) r[j] += a[i] * S[i * NV + j];
 }
@@ -160,11 +161,12 @@ INLINE void FN(low)(const FN(block_t) * m, int64_t tokens, const int NV, const i
         vec *o = (vec *)m->o + t * NV, seen[4], gathered[4], value[4];
         UNROLL for (int j = 0; j < NV; j++) seen[j] = o[j], gathered[j] = (vec){0}, value[j] = v[j];
         for (int64_t i = 0; i < m->rows; i++) {
+            const real qi = q[i], ki = k[i], wi = w[i], bi = b[i], ni = next[i];
             UNROLL for (int j = 0; j < NV; j++) {
                 vec before = S[i * NV + j];
-                vec after = (gate ? before * w[i] : before) + b[i] * r[j] + k[i] * value[j];
-                if (read) seen[j] += q[i] * (read == AFTER ? after : before);
-                gathered[j] += next[i] * after;
+                vec after = (gate ? before * wi : before) + bi * r[j] + ki * value[j];
+                if (read) seen[j] += qi * (read == AFTER ? after : before);
+                gathered[j] += ni * after;
                 S[i * NV + j] = after;
             }
         }
@@ -172,28 +174,28 @@ INLINE void FN(low)(const FN(block_t) * m, int64_t tokens, const int NV, const i
     }
 }
 
-#define EACH(NV, R)                                                                                            \
-    if (lowrank) {                                                                                             \
-        if (read == UNREAD) gate ? FN(low)(m, tokens, NV, 1, UNREAD) : FN(low)(m, tokens, NV, 0, UNREAD);      \
-        if (read == AFTER) gate ? FN(low)(m, tokens, NV, 1, AFTER) : FN(low)(m, tokens, NV, 0, AFTER);         \
-        if (read == BEFORE) gate ? FN(low)(m, tokens, NV, 1, BEFORE) : FN(low)(m, tokens, NV, 0, BEFORE);      \
-    } else {                                                                                                   \
-        if (read == UNREAD) gate ? FN(high)(m, tokens, R, NV, 1, UNREAD) : FN(high)(m, tokens, R, NV, 0, UNREAD); \
-        if (read == AFTER) gate ? FN(high)(m, tokens, R, NV, 1, AFTER) : FN(high)(m, tokens, R, NV, 0, AFTER); \
-        if (read == BEFORE) gate ? FN(high)(m, tokens, R, NV, 1, BEFORE) : FN(high)(m, tokens, R, NV, 0, BEFORE); \
+#define READS(f, ...)                                                                                \
+    if (read == UNREAD) gate ? f(__VA_ARGS__, 1, UNREAD) : f(__VA_ARGS__, 0, UNREAD);                \
+    if (read == AFTER) gate ? f(__VA_ARGS__, 1, AFTER) : f(__VA_ARGS__, 0, AFTER);                   \
+    if (read == BEFORE) gate ? f(__VA_ARGS__, 1, BEFORE) : f(__VA_ARGS__, 0, BEFORE);
+#define ADVANCE(NV, R)                                                                               \
+    if (lowrank) {                                                                                   \
+        READS(FN(low), m, tokens, NV)                                                                \
+    } else {                                                                                         \
+        READS(FN(high), m, tokens, R, NV)                                                            \
     }
 
 /* S and o after the block's tokens; o holds its first term (zero, or the bonus) before. */
 static void FN(advance)(const FN(block_t) * m, int64_t tokens, int gate, int lowrank, int read) {
-    switch (m->width / FN(LANES)) {
-    case 4:
-        EACH(4, 4);
-        break;
-    case 2:
-        EACH(2, 8);
-        break;
-    default:
-        EACH(1, 8);
+#if FLOATS
+    if (m->width == 64) {
+        ADVANCE(4, 4)
+    } else if (m->width == 16) {
+        ADVANCE(1, 8)
+    } else
+#endif
+    {
+        ADVANCE(2, 8)
     }
 }
 
@@ -240,7 +242,8 @@ static void FN(forward_item)(void *context, int64_t item) {
             FN(unpack)(m.o, m.width, &c->output, row, t0, tokens, head, at, c->values - at, c->scale, 0);
         }
     for (int64_t u = first; u < last; u++)
-        FN(store_state)(states + (u - first) * size, m.width, &c->state, n, u / tiles, c, u % tiles * c->width);
+        FN(store_state)(states + (u - first) * size, m.width, &c->state, n, u / tiles, c,
+                        u % tiles * c->width);
     free(memory);
 }
 
@@ -251,9 +254,13 @@ int FN(state_scan_forward)(const call_t *c) {
     return run.failed;
 }
 
-/* to_i (+)= factor * (the sum of the numbers of x_i); every sum in the same order. */
-static void FN(sum_rows)(real *to, const vec *x, int64_t rows, int add) {
-    for (int64_t i = 0; i < rows; i++) {
+/* to_i = the sum of the numbers of x_i; always in the same order. */
+NOINLINE void FN(sum_rows)(real *to, const vec *x, int64_t rows) {
+    int64_t i = 0;
+#if FLOATS && defined(__AVX512F__)
+    for (; i + 16 <= rows; i += 16) *(vec *)(to + i) = sum_sixteen(x + i);
+#endif
+    for (; i < rows; i++) {
         const quarter *y = (const quarter *)(x + i);
         quarter z = (y[0] + y[1]) + (y[2] + y[3]);
 #if FLOATS
@@ -261,7 +268,7 @@ static void FN(sum_rows)(real *to, const vec *x, int64_t rows, int add) {
 #else
         real sum = z[0] + z[1];
 #endif
-        to[i] = add ? to[i] + sum : sum;
+        to[i] = sum;
     }
 }
 
@@ -288,18 +295,19 @@ INLINE void FN(again)(const FN(chunk_t) * c, int64_t tokens, const int NV, const
         vec *T = (vec *)(c->history + (t + 1) * c->step), *r = (vec *)c->r + t * NV, gathered[4];
         UNROLL for (int j = 0; j < NV; j++) gathered[j] = (vec){0};
         for (int64_t i = 0; i < m->rows; i++) {
+            const real ki = k[i], wi = w[i], bi = b[i], ni = next[i];
             vec sum = {0};
             UNROLL for (int j = 0; j < NV; j++) {
                 vec before = S[i * NV + j];
-                vec after = (gate ? before * w[i] : before) + k[i] * v[j];
-                if (lowrank) after += b[i] * r[j], gathered[j] += next[i] * after;
+                vec after = (gate ? before * wi : before) + ki * v[j];
+                if (lowrank) after += bi * r[j], gathered[j] += ni * after;
                 sum += (bonus ? before : after) * d_o[j];
                 T[i * NV + j] = after;
             }
             c->sums[i] = sum;
         }
         if (lowrank) UNROLL for (int j = 0; j < NV; j++) r[NV + j] = gathered[j];
-        FN(sum_rows)(c->dq + t * pitch, c->sums, m->rows, 0);
+        FN(sum_rows)(c->dq + t * pitch, c->sums, m->rows);
     }
 }
 
@@ -312,18 +320,19 @@ INLINE void FN(reverse_written)(const FN(chunk_t) * c, int64_t t, vec *dr, const
     vec *D = (vec *)c->D, dv[4], *db = c->sums + m->rows;
     UNROLL for (int j = 0; j < NV; j++) dv[j] = dr[j] = (vec){0};
     for (int64_t i = 0; i < m->rows; i++) {
+        const real qi = q[i], ki = k[i], bi = b[i];
         vec sum_k = {0}, sum_b = {0};
         UNROLL for (int j = 0; j < NV; j++) {
             vec d = D[i * NV + j];
-            if (!bonus) D[i * NV + j] = d = d + q[i] * d_o[j];
+            if (!bonus) D[i * NV + j] = d = d + qi * d_o[j];
             sum_k += d * v[j], sum_b += d * r[j];
-            dv[j] += k[i] * d, dr[j] += b[i] * d;
+            dv[j] += ki * d, dr[j] += bi * d;
         }
         c->sums[i] = sum_k, db[i] = sum_b;
     }
     UNROLL for (int j = 0; j < NV; j++) ((vec *)c->dv)[t * NV + j] = dv[j];
-    FN(sum_rows)(c->dk + t * pitch, c->sums, m->rows, 0);
-    FN(sum_rows)(c->db + t * pitch, db, m->rows, 0);
+    FN(sum_rows)(c->dk + t * pitch, c->sums, m->rows);
+    FN(sum_rows)(c->db + t * pitch, db, m->rows);
 }
 
 /* da = S_{t-1} dr, dw = rowsum(D S_{t-1}), D <- diag(w) D + a dr^T (+ q do^T when S_{t-1} was read). */
@@ -335,22 +344,24 @@ INLINE void FN(reverse_carried)(const FN(chunk_t) * c, int64_t t, const vec *dr,
     const vec *d_o = (vec *)m->o + t * NV, *S = (vec *)(c->history + t * c->step);
     vec *D = (vec *)c->D, *dw = c->sums + m->rows;
     for (int64_t i = 0; i < m->rows; i++) {
+        const real qi = q[i], wi = w[i], ai = a[i];
         vec sum_a = {0}, sum_w = {0};
         UNROLL for (int j = 0; j < NV; j++) {
             vec d = D[i * NV + j], s = S[i * NV + j];
             sum_a += s * dr[j];
-            if (gate) sum_w += s * d, d = d * w[i];
-            d += a[i] * dr[j];
-            D[i * NV + j] = bonus ? d + q[i] * d_o[j] : d;
+            if (gate) sum_w += s * d, d = d * wi;
+            d += ai * dr[j];
+            D[i * NV + j] = bonus ? d + qi * d_o[j] : d;
         }
         c->sums[i] = sum_a, dw[i] = sum_w;
     }
-    FN(sum_rows)(c->da + t * pitch, c->sums, m->rows, 0);
-    if (gate) FN(sum_rows)(c->dw + t * pitch, dw, m->rows, 0);
+    FN(sum_rows)(c->da + t * pitch, c->sums, m->rows);
+    if (gate) FN(sum_rows)(c->dw + t * pitch, dw, m->rows);
 }
 
 /* Both at once, without a low rank. */
-INLINE void FN(reverse_high)(const FN(chunk_t) * c, int64_t t, const int NV, const int gate, const int bonus) {
+INLINE void FN(reverse_high)(const FN(chunk_t) * c, int64_t t, const int NV, const int gate,
+                             const int bonus) {
     const FN(block_t) *m = &c->m;
     const int64_t pitch = m->pitch;
     const real *q = m->q + t * pitch, *k = m->k + t * pitch, *w = m->w + t * pitch;
@@ -358,25 +369,26 @@ INLINE void FN(reverse_high)(const FN(chunk_t) * c, int64_t t, const int NV, con
     vec *D = (vec *)c->D, *dw = c->sums + m->rows, dv[4];
     UNROLL for (int j = 0; j < NV; j++) dv[j] = (vec){0};
     for (int64_t i = 0; i < m->rows; i++) {
+        const real qi = q[i], ki = k[i], wi = w[i];
         vec sum_k = {0}, sum_w = {0};
         UNROLL for (int j = 0; j < NV; j++) {
             vec d = D[i * NV + j];
-            if (!bonus) d += q[i] * d_o[j];
+            if (!bonus) d += qi * d_o[j];
             sum_k += d * v[j];
-            dv[j] += k[i] * d;
-            if (gate) sum_w += d * S[i * NV + j], d = d * w[i];
-            D[i * NV + j] = bonus ? d + q[i] * d_o[j] : d;
+            dv[j] += ki * d;
+            if (gate) sum_w += d * S[i * NV + j], d = d * wi;
+            D[i * NV + j] = bonus ? d + qi * d_o[j] : d;
         }
         c->sums[i] = sum_k;
         if (gate) dw[i] = sum_w;
     }
     UNROLL for (int j = 0; j < NV; j++) ((vec *)c->dv)[t * NV + j] = dv[j];
-    FN(sum_rows)(c->dk + t * pitch, c->sums, m->rows, 0);
-    if (gate) FN(sum_rows)(c->dw + t * pitch, dw, m->rows, 0);
+    FN(sum_rows)(c->dk + t * pitch, c->sums, m->rows);
+    if (gate) FN(sum_rows)(c->dw + t * pitch, dw, m->rows);
 }
 
-INLINE void FN(reverse)(const FN(chunk_t) * c, int64_t tokens, const int NV, const int gate, const int lowrank,
-                        const int bonus) {
+INLINE void FN(reverse)(const FN(chunk_t) * c, int64_t tokens, const int NV, const int gate,
+                        const int lowrank, const int bonus) {
     FN(again)(c, tokens, NV, gate, lowrank, bonus);
     for (int64_t t = tokens - 1; t >= 0; t--) {
         vec dr[4];
@@ -388,23 +400,28 @@ INLINE void FN(reverse)(const FN(chunk_t) * c, int64_t tokens, const int NV, con
     }
 }
 
-#define REVERSE(NV)                                                                                            \
-    switch (gate * 4 + lowrank * 2 + bonus) {                                                                  \
-    case 0: FN(reverse)(c, tokens, NV, 0, 0, 0); break;                                                        \
-    case 1: FN(reverse)(c, tokens, NV, 0, 0, 1); break;                                                        \
-    case 2: FN(reverse)(c, tokens, NV, 0, 1, 0); break;                                                        \
-    case 3: FN(reverse)(c, tokens, NV, 0, 1, 1); break;                                                        \
-    case 4: FN(reverse)(c, tokens, NV, 1, 0, 0); break;                                                        \
-    case 5: FN(reverse)(c, tokens, NV, 1, 0, 1); break;                                                        \
-    case 6: FN(reverse)(c, tokens, NV, 1, 1, 0); break;                                                        \
-    default: FN(reverse)(c, tokens, NV, 1, 1, 1);                                                              \
+#define REVERSE(NV)                                                                                  \
+    switch (gate * 4 + lowrank * 2 + bonus) {                                                        \
+    case 0: FN(reverse)(c, tokens, NV, 0, 0, 0); break;                                              \
+    case 1: FN(reverse)(c, tokens, NV, 0, 0, 1); break;                                              \
+    case 2: FN(reverse)(c, tokens, NV, 0, 1, 0); break;                                              \
+    case 3: FN(reverse)(c, tokens, NV, 0, 1, 1); break;                                              \
+    case 4: FN(reverse)(c, tokens, NV, 1, 0, 0); break;                                              \
+    case 5: FN(reverse)(c, tokens, NV, 1, 0, 1); break;                                              \
+    case 6: FN(reverse)(c, tokens, NV, 1, 1, 0); break;                                              \
+    default: FN(reverse)(c, tokens, NV, 1, 1, 1);                                                    \
     }
 
 static void FN(reverse_chunk)(const FN(chunk_t) * c, int64_t tokens, int gate, int lowrank, int bonus) {
-    switch (c->m.width / FN(LANES)) {
-    case 4: REVERSE(4); break;
-    case 2: REVERSE(2); break;
-    default: REVERSE(1);
+#if FLOATS
+    if (c->m.width == 64) {
+        REVERSE(4)
+    } else if (c->m.width == 16) {
+        REVERSE(1)
+    } else
+#endif
+    {
+        REVERSE(2)
     }
 }
 
@@ -426,8 +443,8 @@ static void FN(reverse_bonus)(const FN(chunk_t) * c, int64_t tokens, real *d_bon
 }
 
 /* The gradients of the chunk's tokens to where they belong; dg = w dw. */
-static void FN(deliver)(FN(chunk_t) * s, const call_t *c, int64_t row, int64_t t0, int64_t tokens, int64_t head,
-                        int64_t at) {
+static void FN(deliver)(FN(chunk_t) * s, const call_t *c, int64_t row, int64_t t0, int64_t tokens,
+                        int64_t head, int64_t at) {
     FN(block_t) *m = &s->m;
     const int add = at > 0;
     FN(unpack)(s->dq, m->pitch, &c->dq, row, t0, tokens, head, 0, c->keys, 1, add);
@@ -446,8 +463,8 @@ static void FN(deliver)(FN(chunk_t) * s, const call_t *c, int64_t row, int64_t t
     FN(unpack)(s->dw, m->pitch, &c->dg, row, t0, tokens, head, 0, c->head_gate ? 1 : c->keys, 1, add);
 }
 
-/* One (sequence, head), tile of columns after tile: the gradients of keys are sums over all of them. S is kept
-   every `stretch` chunks (so at most CHECKPOINTS times), then at every chunk of the stretch in hand. */
+/* One (sequence, head), tile of columns after tile: the gradients of keys are sums over all of them. S is
+   kept every `stretch` chunks (so at most CHECKPOINTS times), then at every chunk of the stretch in hand. */
 typedef struct {
     const call_t *call;
     int64_t n, row, start, end, head, chunks, stretch, size; /* size of a state */
@@ -483,7 +500,8 @@ static void FN(backward_tile)(FN(item_t) * x, int64_t at) {
         if (i / x->stretch < (x->chunks - 1) / x->stretch) FN(pass)(x, S, i, at);
     }
     FN(load_state)(s->D, s->m.pitch, s->m.width, &c->d_state, x->n, x->head, c, at);
-    for (int64_t first = (x->chunks - 1) / x->stretch * x->stretch; first >= 0 && x->chunks; first -= x->stretch) {
+    int64_t stretches = (x->chunks + x->stretch - 1) / x->stretch;
+    for (int64_t first = (stretches - 1) * x->stretch; first >= 0; first -= x->stretch) {
         int64_t last = first + x->stretch < x->chunks ? first + x->stretch : x->chunks;
         memcpy(x->near, x->kept + first / x->stretch * x->size, bytes);
         for (int64_t i = first + 1; i < last; i++) {
@@ -548,5 +566,6 @@ int FN(state_scan_backward)(const call_t *c) {
     run_team(c->sequences * c->heads, (int)c->threads, FN(backward_item), &run);
     return run.failed;
 }
-#undef EACH
+#undef ADVANCE
+#undef READS
 #undef REVERSE
