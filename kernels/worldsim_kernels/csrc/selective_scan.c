@@ -56,7 +56,7 @@ INLINE f32x16 bounded(f32x16 x) {
 }
 
 /* 2^x. From -126 to 128 within 1.2e-7 of it; below, not above 2^-126, and 0 from -127 on; infinity from 128
-   on; no promise for NaN. The polynomial was fitted to (2^f - 1) / f on [-1/2, 1/2] with its first
+   on; anything for NaN. The polynomial was fitted to (2^f - 1) / f on [-1/2, 1/2] with its first
    coefficient held at ln 2, so that a decay near 1 is as good as its rounding. */
 INLINE f32x16 exp2_f32x16(f32x16 x) {
     x = bounded(x);
@@ -84,14 +84,14 @@ INLINE f32x16 softplus(f32x16 x, f32x16 *slope) {
     p = p * square + 4.00216992e-1f;
     p = p * square + 6.66664131e-1f;
     f32x16 log1p = p * (square * s) + 2.0f * s;
-    i32x16 positive = x > 0.0f;
-    if (slope) *slope = either(positive, splat(1.0f), e) / (1.0f + e);
-    return either(positive, x + log1p, log1p);
+    i32x16 negative = x < 0.0f;
+    if (slope) *slope = either(negative, e, splat(1.0f)) / (1.0f + e);
+    return either(negative, log1p, x + log1p); /* NaN for NaN */
 }
 
 INLINE f32x16 sigmoid(f32x16 x) {
     f32x16 e = exp2_f32x16((f32x16)((i32x16)x & 0x7fffffff) * -1.44269504f);
-    return either(x > 0.0f, splat(1.0f), e) / (1.0f + e);
+    return either(x < 0.0f, e, splat(1.0f)) / (1.0f + e);
 }
 
 /* Where a work item is, and the rows that a token of it needs. */
@@ -148,6 +148,7 @@ INLINE void forward_tile(job_t *job, int64_t item, const int n) {
     int64_t corner = (at.batch * width + at.channel) * job->n;
     take(job->a2, at.channel * job->n, n, at.lanes, a2);
     take(job->initial, corner, n, at.lanes, h);
+    for (int i = 0; i < n; i++) h[i] += 0.0f * a2[i]; /* a NaN in A shows, though exp2 hides it */
     for (int64_t t = 0; t < job->length; t++) {
         f32x16 delta = step_of(job, &at, t, NULL);
         f32x16 u = load(at.u + t * job->us[1], job->us[2], at.lanes);
