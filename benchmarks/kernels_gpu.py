@@ -19,12 +19,12 @@ from typing import Any
 
 DEVICES = {
     "H200": (4.8, 989.0, 3.7),
-    "H100 PCIe": (2.0, 756.0, 3.4),
+    "H100 PCIe": (2.0, 756.0, 3.2),
     "H100": (3.35, 989.0, 3.7),
     "A100-SXM4-80GB": (2.04, 312.0, 2.4),
 }
 """Part of the device's name -> TB/s of memory, TF/s of bfloat16 tensor cores (dense), Texp/s of the special
-function units (16 a multiprocessor and clock); from NVIDIA's data sheets."""
+function units: from NVIDIA's data sheets, the last as 16 for each multiprocessor and clock."""
 PASSES = {False: "forward", True: "fwd+bwd"}
 
 
