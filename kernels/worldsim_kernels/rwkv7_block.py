@@ -128,10 +128,14 @@ class RWKV7TimeMix(nn.Module):
         def split(tensor: Tensor) -> Tensor:
             return tensor.view(batch, length, self.heads, width // self.heads)
 
-        kappa = F.normalize(split(k * self.xi), dim=-1)
-        r, k, v = split(r), split(k * (1 + (eta - 1) * self.alpha)), split(v)
-        memory = None if state is None else state.memory
-        y, memory = rwkv7(r, split(w_log), k, v, kappa, split(eta), initial_state=memory, backend=backend)
+        # Under autocast some of these are half precision and some are not.
+        low = r.dtype
+        kappa = F.normalize(split(k * self.xi), dim=-1).to(low)
+        r, k, v = split(r), split(k * (1 + (eta - 1) * self.alpha)).to(low), split(v).to(low)
+        before = None if state is None else state.memory
+        y, memory = rwkv7(
+            r, split(w_log), k, v, kappa, split(eta).to(low), initial_state=before, backend=backend
+        )
         y = self.norm(y.reshape(batch * length, width)).view(batch, length, width)
         bonus = (r * k * self.rho).sum(-1, keepdim=True) * v
         output = self.output((y + bonus.reshape(batch, length, width)) * self.g(xg))

@@ -133,6 +133,18 @@ def test_every_parameter_learns_and_the_backends_agree():
         assert (chosen - one).square().mean().sqrt() < 2e-5 * size
 
 
+def test_autocast_keeps_the_state_and_the_decays_in_float32():
+    first, later = stirred(RWKV7TimeMix(D, H)).float(), later_layer().float()
+    x = normal(1, B, T, D).float()
+    expected = later(first(x).output, first(x).v_first)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, v_first, _ = first(x)
+        found = later(output, v_first)
+    assert found.state.memory.dtype == torch.float32
+    assert found.output.dtype == torch.bfloat16
+    assert (found.output - expected.output).square().mean() < 0.05**2 * expected.output.square().mean()
+
+
 def test_a_new_block_decays_within_its_range():
     block = RWKV7TimeMix(64, 4, layer=2, layers=4)
     decay = torch.exp(-math.exp(-0.5) * torch.sigmoid(block.w(normal(1, 5, 64).float())))
