@@ -53,9 +53,10 @@ class Cost:
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Exact causal attention; its state is the cache of all keys and values so far."""
-    heads_first = (x.transpose(1, 2) for x in (q, k, v))
-    output = F.scaled_dot_product_attention(*heads_first, is_causal=True).transpose(1, 2)
-    return output, torch.stack([k, v])
+    output = F.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
+    )
+    return output.transpose(1, 2), torch.stack([k, v])
 
 
 def selective(q: Tensor, k: Tensor, v: Tensor) -> Any:

@@ -57,7 +57,7 @@ def test_a_layer_that_is_not_there_is_refused_in_words(monkeypatch, tmp_path):
         layer("nowhere:mixer")
     (tmp_path / "bad_layers.py").write_text("def mixer(q, k, v):\n    raise RuntimeError('no such thing')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(PluginError, match="failed on q, k, v of shape .*: no such thing"):
+    with pytest.raises(PluginError, match=r"failed on q, k, v of shape .*: no such thing"):
         profile(["bad_layers:mixer"], (8, 16))
 
 
