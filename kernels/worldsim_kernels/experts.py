@@ -135,7 +135,7 @@ def _sparsemixer(
             gumbel = -waits.clamp_min(torch.finfo(z.dtype).tiny).log()
             drawn = (near.detach() + gumbel).argmax(-1, keepdim=True)
             lucky = torch.rand(top.shape, generator=generator, device=z.device) < 0.25
-            share = torch.where((drawn == best) | lucky, 1.0, 1 / 3).to(z.dtype)
+            share = share.masked_fill((drawn != best) & ~lucky, 1 / 3)
         chosen = p.gather(-1, drawn)
         # The value is chosen * share to the bit, the gradient that of chosen.
         weights.append(chosen.detach() * share + (chosen - chosen.detach()))
