@@ -30,8 +30,9 @@ SEGMENT = 8
 @triton.jit
 def _tile(p, first, count, by_token, by_column, columns, C: tl.constexpr, D: tl.constexpr):
     """Tokens first to first + C of [token, column] in float32, zeros outside."""
-    token, column = first + tl.arange(0, C).to(tl.int64), tl.arange(0, D).to(tl.int64)
-    mask = (token < count)[:, None] & (column < columns)[None, :]
+    token, column = tl.arange(0, C), tl.arange(0, D)
+    mask = (token < count - first)[:, None] & (column < columns)[None, :]
+    p += tl.cast(first, tl.int64) * by_token
     return tl.load(p + token[:, None] * by_token + column[None, :] * by_column, mask=mask, other=0).to(
         tl.float32
     )
@@ -39,17 +40,19 @@ def _tile(p, first, count, by_token, by_column, columns, C: tl.constexpr, D: tl.
 
 @triton.jit
 def _put(p, x, first, count, by_token, columns, C: tl.constexpr, D: tl.constexpr):
-    token, column = first + tl.arange(0, C).to(tl.int64), tl.arange(0, D).to(tl.int64)
-    mask = (token < count)[:, None] & (column < columns)[None, :]
+    token, column = tl.arange(0, C), tl.arange(0, D)
+    mask = (token < count - first)[:, None] & (column < columns)[None, :]
+    p += tl.cast(first, tl.int64) * by_token
     tl.store(p + token[:, None] * by_token + column[None, :], x.to(p.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _gates(p, first, count, by_token, by_key, keys, KIND: tl.constexpr, C: tl.constexpr, K: tl.constexpr):
     """[C] or [C, K]; any number without decay, where it is not used."""
-    token = first + tl.arange(0, C).to(tl.int64)
     if KIND == 1:
-        g = tl.load(p + token * by_token, mask=token < count, other=0).to(tl.float32)
+        token = tl.arange(0, C)
+        p += tl.cast(first, tl.int64) * by_token
+        g = tl.load(p + token * by_token, mask=token < count - first, other=0).to(tl.float32)
         g = tl.maximum(g, -120.0)
     elif KIND == 2:
         g = tl.maximum(_tile(p, first, count, by_token, by_key, keys, C, K), -120.0)
@@ -240,8 +243,8 @@ def _forward(
     if LOW:
         a += row * rows[4] + start * s[8] + h * heads[4]
         b += row * rows[5] + start * s[10] + h * heads[5]
-    wide = tl.cast(head_count, tl.int64) * all_values
-    size = tl.cast(keys, tl.int64) * all_values
+    wide = head_count * all_values
+    size = keys * all_values
     own = (n * head_count + h) * size + column
     if OUTPUT:
         output += (row * length + start) * wide + h * all_values + column
@@ -299,12 +302,12 @@ def _backward(
         b += row * rows[5] + start * s[10] + h * heads[5]
     grad_output += row * rows[6] + start * s[12] + h * heads[6] + column * s[13]
     token = row * length + start
-    across, wide = tl.cast(head_count, tl.int64) * keys, tl.cast(head_count, tl.int64) * all_values
+    across, wide = head_count * keys, head_count * all_values
     dv += token * wide + h * all_values + column
     # Sums over columns: every tile has its own copy, ``gap`` tokens long.
     of_keys = (tile * gap + token) * across + h * keys
     of_heads = (tile * gap + token) * head_count + h
-    size = tl.cast(keys, tl.int64) * all_values
+    size = keys * all_values
     own = (n * head_count + h) * size + column
     starts += ((before // (SEGMENT * C) + n) * head_count + h) * size + column
     inner += (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tile) * (SEGMENT * K * V)
@@ -451,9 +454,7 @@ def _backward(
         tl.store(to + at, du, mask=at < keys)
 
 
-def refuses(
-    q: Tensor | None = None, k: Tensor | None = None, v: Tensor | None = None, **others: Any
-) -> str | None:
+def refuses(q: Tensor | None = None, k: Tensor | None = None, **others: Any) -> str | None:
     """Why these kernels cannot run a call of ``state_scan``; None when they can."""
     if q is None:
         return None
@@ -461,6 +462,9 @@ def refuses(
         return "its state is float32, the input is float64"
     if q.shape[3] > 256:
         return f"it holds at most 256 keys in registers, q has {q.shape[3]}"
+    tokens = (q, k, *(others.get(name) for name in ("v", "g", "a", "b")))
+    if any(32 * x.stride(1) + 256 * x.stride(-1) >= 1 << 31 for x in tokens if isinstance(x, Tensor)):
+        return "the strides of a chunk of tokens reach beyond 2^31 elements"
     return None
 
 
