@@ -65,22 +65,22 @@ WEIGHTS: Mapping[str, tuple[float, ...]] = MappingProxyType(
 
 def euler(t: Tensor, x: Tensor, h: Step, field: TimeField) -> Tensor:
     """x' = x + h f(t, x), for ``x`` ``[..., d]``."""
-    return x + h * field(t, x)
+    return _moved(x, h, field(t, x))
 
 
 def runge_kutta4(t: Tensor, x: Tensor, h: Step, field: TimeField) -> Tensor:
     """The classical method of Kutta 1901, for ``x`` ``[..., d]``."""
     k1 = field(t, x)
-    k2 = field(t + h / 2, x + h / 2 * k1)
-    k3 = field(t + h / 2, x + h / 2 * k2)
-    k4 = field(t + h, x + h * k3)
-    return x + h / 6 * (k1 + 2 * (k2 + k3) + k4)
+    k2 = field(t + h / 2, _moved(x, h / 2, k1))
+    k3 = field(t + h / 2, _moved(x, h / 2, k2))
+    k4 = field(t + h, _moved(x, h, k3))
+    return _moved(x, h / 6, k1 + 2 * (k2 + k3) + k4)
 
 
 def symplectic_euler(q: Tensor, p: Tensor, h: Step, velocity: Field, force: Field) -> tuple[Tensor, Tensor]:
     """Kick, then drift: p' = p + h F(q), q' = q + h v(p'); ``q``, ``p`` ``[..., d]``."""
-    p = p + h * force(q)
-    return q + h * velocity(p), p
+    p = _moved(p, h, force(q))
+    return _moved(q, h, velocity(p)), p
 
 
 def leapfrog(q: Tensor, p: Tensor, h: Step, velocity: Field, force: Field) -> tuple[Tensor, Tensor]:
@@ -103,14 +103,24 @@ def kick_drift_kick(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Leapfrogs of lengths ``weights * h`` in turn, from ``q``, ``p`` and ``f = force(q)``, all ``[..., d]``.
 
-    Returns q', p' and force(q'): given back as ``f``, it makes the next step one force cheaper.
+    Returns q', p' and force(q'): given back as ``f``, it makes the next step one force cheaper. Where two
+    leapfrogs meet, their half-kicks have the same force and are one kick.
     """
+    before = 0.0
     for weight in weights:
-        p = p + weight * h / 2 * f
-        q = q + weight * h * velocity(p)
-        f = force(q)
-        p = p + weight * h / 2 * f
-    return q, p, f
+        p = _moved(p, (before + weight) / 2 * h, f)
+        q = _moved(q, weight * h, velocity(p))
+        f, before = force(q), weight
+    return q, _moved(p, before / 2 * h, f), f
+
+
+def _moved(x: Tensor, h: Step, slope: Tensor) -> Tensor:
+    """x + h slope, in one pass over memory where the arguments let it."""
+    if not isinstance(x, Tensor) or not isinstance(slope, Tensor):
+        return x + h * slope
+    if isinstance(h, Tensor):
+        return torch.addcmul(x, h, slope) if h.dtype == x.dtype == slope.dtype else x + h * slope
+    return torch.add(x, slope, alpha=h)
 
 
 def implicit_midpoint(
