@@ -7,10 +7,10 @@ whose optimum is P_ij = a_i b_j exp((f_i + g_j - C_ij) / epsilon), with potentia
 
     f_i = -epsilon ln sum_j b_j exp((g_j - C_ij) / epsilon),    g_j likewise (Sinkhorn 1964; Cuturi 2013).
 
-The divergence S(x, y) = OT(x, y) - (OT(x, x) + OT(y, y)) / 2 is 0 between a cloud and itself, and |m|^2 between
-a cloud and itself moved by m (Genevay, Peyre and Cuturi 2018; Feydy et al. 2019). By the envelope theorem, with
-T the mean of P's row, dOT(x, y)/dx_i = 2 a_i (x_i - T_y(x_i)), so that dS/dx_i = 2 a_i (T_x(x_i) - T_y(x_i));
-and dOT/da_i = f_i up to a constant.
+The divergence S(x, y) = OT(x, y) - (OT(x, x) + OT(y, y)) / 2 is 0 between a cloud and itself, and |m|^2
+between a cloud and itself moved by m (Genevay, Peyre and Cuturi 2018; Feydy et al. 2019). By the envelope
+theorem, with T the mean of P's row, dOT(x, y)/dx_i = 2 a_i (x_i - T_y(x_i)), so that
+dS/dx_i = 2 a_i (T_x(x_i) - T_y(x_i)); and dOT/da_i = f_i up to a constant.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from worldsim_kernels.scaling import (
 )
 
 STORED_BYTES = 2**31
-"""The most that the cost and the kernel may take together, 8 n m bytes; above it nothing of size n m is kept."""
+"""The most for the cost and the kernel, 8 n m bytes together; above it nothing of size n m is kept."""
 
 
 class Sinkhorn(NamedTuple):
@@ -86,8 +86,8 @@ def sinkhorn(
     ``backend="reference"`` all are differentiable to any order, through the iterations.
 
     Raises ValueError for shapes, for points or weights that are not finite, negative weights or a sum of 0,
-    and for an epsilon, tolerance or count out of range; in the backward pass RuntimeError where the iterations
-    had not converged, since the gradient would be wrong.
+    and for an epsilon, tolerance or count out of range; in the backward pass RuntimeError where the
+    iterations had not converged, since the gradient would be wrong.
     """
     expect_clouds(x, y)
     _expect_positive("epsilon", epsilon)
@@ -147,14 +147,16 @@ def sinkhorn_reference(
     tolerance: float = 1e-3,
     max_iterations: int = 5000,
 ) -> Sinkhorn:
-    """The definition for one problem, ``x`` ``[n, d]``, ``y`` ``[m, d]``, weights that sum to 1: half-steps in
-    turn, in float64, until the gap is within ``tolerance``, and autograd through all of them."""
+    """The definition for one problem, ``x`` ``[n, d]``, ``y`` ``[m, d]``, weights that sum to 1.
+
+    Half-steps in turn, in float64, until the gap is within ``tolerance``; autograd goes through all of them.
+    """
     x, y = x.double(), y.double()
-    whole = _half_steps(x, y, a, b, epsilon, tolerance, max_iterations)
+    settings = (epsilon, tolerance, max_iterations)
+    whole = _half_steps(x, y, a, b, *settings)
     if not debias:
         return whole
-    own_x = _half_steps(x, x, a, a, epsilon, tolerance, max_iterations)
-    own_y = _half_steps(y, y, b, b, epsilon, tolerance, max_iterations)
+    own_x, own_y = _half_steps(x, x, a, a, *settings, own=True), _half_steps(y, y, b, b, *settings, own=True)
     return whole._replace(
         value=whole.value - (own_x.value + own_y.value) / 2,
         potential_x=whole.potential_x - (own_x.potential_x + own_x.potential_y) / 2,
@@ -166,27 +168,44 @@ def sinkhorn_reference(
 
 
 def _half_steps(
-    x: Tensor, y: Tensor, a: Tensor, b: Tensor, epsilon: float, tolerance: float, max_iterations: int
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    epsilon: float,
+    tolerance: float,
+    max_iterations: int,
+    own: bool = False,
 ) -> Sinkhorn:
     cost = (x[:, None] - y).square().sum(-1)
     centred = cost.detach() - (x.detach().T @ a.detach() - y.detach().T @ b.detach()).square().sum()
-    g, k = torch.zeros_like(b), 0
-    for k in range(1, max_iterations + 1):
-        f = -epsilon * ((g - cost) / epsilon + b.log()).logsumexp(1)
-        g = -epsilon * ((f[:, None] - cost) / epsilon + a.log()[:, None]).logsumexp(0)
-        value = f @ a + g @ b
+    g, iterations = torch.zeros_like(b), 0
+    while iterations < max_iterations:
+        iterations += 1
+        f = _soft_minimum(cost - g, b, epsilon)
+        # Between a cloud and itself the mean of both half-steps is a contraction by half.
+        g = (f + g) / 2 if own else _soft_minimum(cost.mT - f, a, epsilon)
+        plan = a[:, None] * b * ((f[:, None] + g - cost) / epsilon).exp()
+        value = f @ a + g @ b + epsilon * (1 - plan.sum())
         with torch.no_grad():
-            plan = a[:, None] * b * ((f[:, None] + g - cost) / epsilon).exp()
             feasible = _rounded(plan, a, b)
             paid = (feasible * cost).sum()
-            entropy = torch.xlogy(feasible, feasible / (a[:, None] * b)).sum()
+            entropy = (
+                torch.xlogy(feasible, feasible).sum() - torch.xlogy(a, a).sum() - torch.xlogy(b, b).sum()
+            )
             gap = (paid + epsilon * entropy - value).clamp(min=0)
             scale = (feasible * centred).sum() + epsilon * entropy
             converged = gap <= tolerance * scale + 1e-14 * (cost.mean() + epsilon)
         if converged:
             break
     shift = (g @ b - f @ a) / 2
-    return Sinkhorn(value, f + shift, g - shift, paid, gap, gap.new_full((), k, dtype=torch.int64), converged)
+    return Sinkhorn(value, f + shift, g - shift, paid, gap, torch.tensor(iterations), converged)
+
+
+def _soft_minimum(costs: Tensor, weights: Tensor, epsilon: float) -> Tensor:
+    """-epsilon ln sum_j w_j exp(-c_ij / epsilon). A weight stays out of logarithms, steep at 0."""
+    least = costs.detach().masked_fill(weights == 0, float("inf")).amin(1, keepdim=True)
+    return least[:, 0] - epsilon * (((least - costs) / epsilon).exp() @ weights).log()
 
 
 def _rounded(plan: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -364,7 +383,7 @@ def _backward(
     _, f, g, own_x, own_y, _, gap, _, converged = outputs
     if not converged.all():
         raise RuntimeError(
-            f"sinkhorn: no gradient, since the iterations stopped at a gap of {float(gap.max()):.2g}; give it "
+            f"sinkhorn: no gradient, since the iterations stopped at a gap of {float(gap.max()):.2g}; give "
             "more iterations, a larger epsilon or a larger tolerance"
         )
     pulls_x, pulls_y = [], []
@@ -390,7 +409,7 @@ def _backward(
 
 
 def _pull(clouds: Clouds, potentials: tuple[Tensor, Tensor], own: Tensor | None, epsilon: float) -> Tensor:
-    """2 sum_j F_ij (x_i - y_j), less the same between x and itself when its potential is given; ``[n, d]``."""
+    """2 sum_j F_ij (x_i - y_j) ``[n, d]``, less that between x and itself when its own potential is given."""
     found = 2 * _moment(clouds, *potentials, epsilon)
     if own is not None:
         itself = Clouds(clouds.x, clouds.x, clouds.a, clouds.a)
@@ -418,8 +437,8 @@ BACKENDS: Mapping[str, Backends] = {
 
 OPERATOR = Operator(
     "sinkhorn",
-    "Tensor x, Tensor y, Tensor a, Tensor b, float epsilon, bool debias, float tolerance, int max_iterations, "
-    "str backend",
+    "Tensor x, Tensor y, Tensor a, Tensor b, float epsilon, bool debias, float tolerance, "
+    "int max_iterations, str backend",
     outputs=9,
     forward=_forward,
     fake=_fake,
