@@ -84,9 +84,9 @@ def accuracy(model, length, seed, count=2000):
     return float(((model(bits)[:, -1] > 0) == (bits.sum(1) % 2 == 1)).float().mean())
 
 
-def run(seed=0, steps=STEPS, mixers=("delta 2", "delta 1", "decay")):
+def run(seed=0, steps=STEPS):
     figures = {"swap error": swap_error(seed)}
-    for mixer in mixers:
+    for mixer in ("delta 2", "delta 1", "decay"):
         model = trained(mixer, seed, steps)
         figures |= {f"{mixer} at {length}": accuracy(model, length, seed) for length in TESTED}
     return figures
