@@ -24,10 +24,12 @@ class Block(NamedTuple):
     stages: int
 
 
-BLOCKS = {16: (Block(128, 64, 4, 3), Block(128, 64, 8, 2), Block(64, 32, 4, 2))}
-BLOCKS[32] = (Block(64, 32, 4, 2), Block(64, 32, 8, 2), Block(32, 16, 4, 1))
-"""Bits of a number -> blocks for heads of at most 64, 128 and 256 numbers. Chosen by the size of shared
-memory, not yet tuned on a GPU."""
+BLOCKS = {
+    16: (Block(64, 64, 4, 2), Block(64, 32, 4, 2), Block(32, 32, 4, 1)),
+    32: (Block(32, 32, 4, 1), Block(32, 16, 4, 1), Block(16, 16, 4, 1)),
+}
+"""Bits of a number -> blocks for heads of at most 64, 128 and 256 numbers. Chosen so that no kernel takes more
+than the 99 KiB of shared memory of any GPU since Ampere (compiled for sm_90: at most 82); not yet tuned."""
 
 
 @triton.jit
@@ -35,7 +37,7 @@ def _rows(x, at, inside, row, lane, width, WIDTH: tl.constexpr):
     """[rows, WIDTH] of an array with strides ``row`` and ``lane``; zeros outside."""
     lanes = tl.arange(0, WIDTH)
     kept = inside[:, None] & (lanes < width)[None, :]
-    return tl.load(x + at[:, None] * row + lanes[None, :] * lane, mask=kept, other=0)
+    return tl.load(x + (at.to(tl.int64) * row)[:, None] + lanes[None, :] * lane, mask=kept, other=0)
 
 
 @triton.jit
@@ -48,13 +50,13 @@ def _tile(
     s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
     seen = (at < queries)[:, None] & (to < keys)[None, :]
     if BIAS:
-        there = bias + at[:, None] * bias_t + to[None, :] * bias_s
+        there = bias + (at.to(tl.int64) * bias_t)[:, None] + (to.to(tl.int64) * bias_s)[None, :]
         s += tl.load(there, mask=seen, other=0).to(tl.float32)
     s *= cooling
     if MASK:
-        there = mask + at[:, None] * mask_t + to[None, :] * mask_s
+        there = mask + (at.to(tl.int64) * mask_t)[:, None] + (to.to(tl.int64) * mask_s)[None, :]
         seen = seen & (tl.load(there, mask=seen, other=0) != 0)
-    lead = to[None, :] - at[:, None] - (keys - queries)
+    lead = to[None, :] - (at + (keys - queries))[:, None]
     if CAUSAL:
         seen = seen & (lead <= 0)
     if WINDOW:
@@ -92,14 +94,14 @@ def _forward(
     cooling = 1.0
     if TAU:
         cooling = 1.0 / tl.load(tau + h)
-    at = (first_query + tl.arange(0, M)).to(tl.int64)
+    at = first_query + tl.arange(0, M)
     query = _rows(q, at, at < queries, q_t, q_d, width, K)
     top = tl.full([M], float("-inf"), dtype=tl.float32)
     total = tl.zeros([M], dtype=tl.float32)
     mixed = tl.zeros([M, V], dtype=tl.float32)
     first, last = _key_range(first_query, queries, keys, window, CAUSAL, WINDOW, M, N)
     for start in tl.range(first, last, N):
-        to = (start + tl.arange(0, N)).to(tl.int64)
+        to = start + tl.arange(0, N)
         key = _rows(k, to, to < keys, k_t, k_d, width, K)
         value = _rows(v, to, to < keys, v_t, v_d, values, V)
         s = _tile(query, key, bias, mask, at, to, scale, cooling, queries, keys, window,
@@ -156,7 +158,7 @@ def _backward_queries(
     cooling = 1.0
     if TAU:
         cooling = 1.0 / tl.load(tau + h)
-    at = (first_query + tl.arange(0, M)).to(tl.int64)
+    at = first_query + tl.arange(0, M)
     inside = at < queries
     place = (b * queries + at) * heads + h
     query = _rows(q, at, inside, q_t, q_d, width, K)
@@ -169,7 +171,7 @@ def _backward_queries(
     mean_both = tl.zeros([M], dtype=tl.float32)
     first, last = _key_range(first_query, queries, keys, window, CAUSAL, WINDOW, M, N)
     for start in tl.range(first, last, N):
-        to = (start + tl.arange(0, N)).to(tl.int64)
+        to = start + tl.arange(0, N)
         key = _rows(k, to, to < keys, k_t, k_d, width, K)
         value = _rows(v, to, to < keys, v_t, v_d, values, V)
         s, p, d_p, d_s = _slopes(query, key, value, do, bias, mask, at, to, row_norm, row, scale, cooling,
@@ -202,7 +204,7 @@ def _backward_keys(
     first_key = tl.program_id(0) * N
     groups = heads // shared
     b, group = (tl.program_id(1) // groups).to(tl.int64), (tl.program_id(1) % groups).to(tl.int64)
-    to = (first_key + tl.arange(0, N)).to(tl.int64)
+    to = first_key + tl.arange(0, N)
     inside = to < keys
     key = _rows(k + b * k_b + group * k_h, to, inside, k_t, k_d, width, K)
     value = _rows(v + b * v_b + group * v_h, to, inside, v_t, v_d, values, V)
@@ -221,7 +223,7 @@ def _backward_keys(
         bias_here = bias + b % biases * bias_b + h * bias_h
         mask_here = mask + b % masks * mask_b + h * mask_h
         for start in tl.range(first, last, M):
-            at = (start + tl.arange(0, M)).to(tl.int64)
+            at = start + tl.arange(0, M)
             place = (b * queries + at) * heads + h
             query = _rows(q + b * q_b + h * q_h, at, at < queries, q_t, q_d, width, K)
             do = _rows(grad + b * g_b + h * g_h, at, at < queries, g_t, g_d, values, V)
@@ -275,14 +277,14 @@ def _backward_bias(
             bias_here = bias + b % biases * bias_b + h * bias_h
             mask_here = mask + b % masks * mask_b + h * mask_h
             for start in tl.range(tile_t, last_t, M):
-                at = (start + tl.arange(0, M)).to(tl.int64)
+                at = start + tl.arange(0, M)
                 place = (b * queries + at) * heads + h
                 query = _rows(q + b * q_b + h * q_h, at, at < queries, q_t, q_d, width, K)
                 do = _rows(grad + b * g_b + h * g_h, at, at < queries, g_t, g_d, values, V)
                 row_norm = tl.load(norm + place, mask=at < queries, other=float("inf"))
                 row = tl.load(d_row + place, mask=at < queries, other=0)
                 for begin in tl.range(tile_s, last_s, N):
-                    to = (begin + tl.arange(0, N)).to(tl.int64)
+                    to = begin + tl.arange(0, N)
                     key = _rows(k + b * k_b + h // shared * k_h, to, to < keys, k_t, k_d, width, K)
                     value = _rows(v + b * v_b + h // shared * v_h, to, to < keys, v_t, v_d, values, V)
                     _, _, _, d_s = _slopes(query, key, value, do, bias_here, mask_here, at, to, row_norm, row,
@@ -294,11 +296,11 @@ def _backward_bias(
         found = tl.broadcast_to(tl.sum(found, 0)[None, :], [M, N])
     if ALL_KEYS:
         found = tl.broadcast_to(tl.sum(found, 1)[:, None], [M, N])
-    at = (tile_t + tl.arange(0, M)).to(tl.int64)
-    to = (tile_s + tl.arange(0, N)).to(tl.int64)
+    at = tile_t + tl.arange(0, M)
+    to = tile_s + tl.arange(0, N)
     kept = (at < own_queries)[:, None] & (to < own_keys)[None, :]
     into = d_bias + tl.program_id(1).to(tl.int64) * own_queries * own_keys
-    tl.store(into + at[:, None] * own_keys + to[None, :], found, mask=kept)
+    tl.store(into + (at.to(tl.int64) * own_keys)[:, None] + to[None, :], found, mask=kept)
 
 
 class _Call(NamedTuple):
