@@ -26,6 +26,7 @@ from worldsim_kernels.arguments import FLOATS, expect, same_dtype
 from worldsim_kernels.backends import Backends, requested
 from worldsim_kernels.operators import Operator
 from worldsim_kernels.precision import dtype_of
+from worldsim_kernels.rows_torch import groups_of, normalised
 
 
 class RMSNorm(NamedTuple):
@@ -83,7 +84,7 @@ def rms_norm_reference(
 ) -> RMSNorm:
     """The definition of ``rms_norm``, differentiable to any order."""
     total = _wide(x) if residual is None else _wide(x) + _wide(residual, x)
-    y = _normalised(total, weight, _spread(scale, x), _spread(shift, x), eps, centred=False)
+    y = normalised(total, weight, _spread(scale, x), _spread(shift, x), eps, centred=False)
     return RMSNorm(y.to(x.dtype), x if residual is None else total.to(residual.dtype))
 
 
@@ -105,7 +106,7 @@ def modulate(
 
 def modulate_reference(x: Tensor, scale: Tensor, shift: Tensor, *, eps: float = 1e-6) -> Tensor:
     """The definition of ``modulate``, differentiable to any order."""
-    return _normalised(_wide(x), None, _spread(scale, x), _spread(shift, x), eps, centred=True).to(x.dtype)
+    return normalised(_wide(x), None, _spread(scale, x), _spread(shift, x), eps, centred=True).to(x.dtype)
 
 
 def swiglu(a: Tensor, b: Tensor, *, backend: str | None = None) -> Tensor:
@@ -246,21 +247,6 @@ def _spread(x: Tensor | None, rows: Tensor) -> Tensor | None:
     return _wide(x, rows).reshape(*x.shape[:-1], *(1,) * (rows.dim() - x.dim()), x.shape[-1])
 
 
-def _normalised(
-    s: Tensor,
-    weight: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-    centred: bool,
-) -> Tensor:
-    s = s - s.mean(-1, keepdim=True) if centred else s
-    y = s * (s.square().mean(-1, keepdim=True) + eps).rsqrt()
-    y = y if weight is None else y * weight.to(y.dtype)
-    y = y if scale is None else y * (1 + scale)
-    return y if shift is None else y + shift
-
-
 # The norms are one operator on rows [N, D]; each row of scale and shift [G, D] serves N / G rows.
 
 
@@ -275,24 +261,9 @@ def _norm_forward(
     backend: str,
 ) -> tuple[Tensor, ...]:
     chosen = BACKENDS["modulate" if centred else "rms_norm"].choose(backend, x=x)
-    run = _form(chosen, "norm_forward", _norm_torch)
+    run = _form(chosen, "norm_forward")
     y, total = run(*_inputs(chosen, x, x, residual, weight, scale, shift), eps, centred)
     return y.to(x.dtype), x.new_empty(0) if residual is None else total.to(residual.dtype)
-
-
-def _norm_torch(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-    centred: bool,
-) -> tuple[Tensor, Tensor]:
-    total = x if residual is None else x + residual
-    grouped = _grouped(total, _groups(scale, shift))
-    scale, shift = (None if one is None else one[:, None] for one in (scale, shift))
-    return _normalised(grouped, weight, scale, shift, eps, centred).reshape(x.shape), total
 
 
 def _norm_fake(x: Tensor, residual: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
@@ -315,58 +286,18 @@ def _norm_backward(
     dtotal = None if residual is None else grads[1]
     dy = x.new_zeros(()).expand(x.shape) if grads[0] is None else grads[0]
     chosen = BACKENDS["modulate" if centred else "rms_norm"].choose(backend, x=x)
-    run = _form(chosen, "norm_backward", _norm_backward_torch)
+    run = _form(chosen, "norm_backward")
     inputs = _inputs(chosen, x, x, residual, weight, scale, dy, dtotal)
-    dx, along, across = run(*inputs, _groups(scale, shift), eps, centred)
+    dx, along, across = run(*inputs, groups_of(scale, shift), eps, centred)
     dweight = along if scale is None else along * (1 + scale.to(along.dtype))
     dscale = along if weight is None else along * weight.to(along.dtype)
-    return dx, dx, _form(chosen, "sum_rows", _sum_rows)(dweight) if needed[2] else None, dscale, across
-
-
-def _norm_backward_torch(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    scale: Tensor | None,
-    dy: Tensor,
-    dtotal: Tensor | None,
-    groups: int,
-    eps: float,
-    centred: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of x, and for each group [G, D] the sums over its rows of dy n, n the normalised row, and
-    of dy: dx = r (h - n mean(n h)) + dtotal with h = dy weight (1 + scale), less mean h where centred."""
-    s = x if residual is None else x + residual
-    s = s - s.mean(-1, keepdim=True) if centred else s
-    r = (s.square().mean(-1, keepdim=True) + eps).rsqrt()
-    n, h = s * r, dy if weight is None else dy * weight
-    h = h if scale is None else (_grouped(h, groups) * (1 + scale[:, None])).reshape(x.shape)
-    dx = h - n * (n * h).mean(-1, keepdim=True)
-    dx = r * (dx - h.mean(-1, keepdim=True) if centred else dx)
-    dx = dx if dtotal is None else dx + dtotal
-    return dx, _grouped(dy * n, groups).sum(1), _grouped(dy, groups).sum(1)
-
-
-def _sum_rows(x: Tensor) -> Tensor:
-    return x.sum(0)
-
-
-def _groups(scale: Tensor | None, shift: Tensor | None) -> int:
-    return next((len(one) for one in (scale, shift) if one is not None), 1)
-
-
-def _grouped(x: Tensor, groups: int) -> Tensor:
-    return x.reshape(groups, len(x) // max(groups, 1), x.shape[1])
+    return dx, dx, _form(chosen, "sum_rows")(dweight) if needed[2] else None, dscale, across
 
 
 def _swiglu_forward(a: Tensor, b: Tensor, backend: str) -> tuple[Tensor, ...]:
     chosen = BACKENDS["swiglu"].choose(backend, a=a, b=b)
-    y = _form(chosen, "swiglu_forward", _swiglu_torch)(*_inputs(chosen, a, a, b))
+    y = _form(chosen, "swiglu_forward")(*_inputs(chosen, a, a, b))
     return y.to(a.dtype), a.new_empty(0)  # the empty one because an operator has two outputs at least
-
-
-def _swiglu_torch(a: Tensor, b: Tensor) -> Tensor:
-    return F.silu(a) * b
 
 
 def _swiglu_fake(a: Tensor, b: Tensor, backend: str) -> tuple[Tensor, ...]:
@@ -384,25 +315,15 @@ def _swiglu_backward(
     if grads[0] is None:
         return torch.zeros_like(a), torch.zeros_like(b)
     chosen = BACKENDS["swiglu"].choose(backend, a=a, b=b)
-    run = _form(chosen, "swiglu_backward", _swiglu_backward_torch)
+    run = _form(chosen, "swiglu_backward")
     found: tuple[Tensor, Tensor] = run(*_inputs(chosen, a, a, b, grads[0]))
     return found
 
 
-def _swiglu_backward_torch(a: Tensor, b: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
-    gate = a.sigmoid()
-    return dy * b * gate * (1 + a * (1 - gate)), dy * a * gate
-
-
 def _shift_forward(x: Tensor, mu: Tensor, previous: Tensor, backend: str) -> tuple[Tensor, ...]:
     chosen = BACKENDS["token_shift"].choose(backend, x=x, mu=mu, previous=previous)
-    y = _form(chosen, "shift_forward", _shift_torch)(*_inputs(chosen, x, x, mu, previous))
+    y = _form(chosen, "shift_forward")(*_inputs(chosen, x, x, mu, previous))
     return y.to(x.dtype), (x[:, -1] if x.shape[1] else previous).clone(memory_format=torch.contiguous_format)
-
-
-def _shift_torch(x: Tensor, mu: Tensor, previous: Tensor) -> Tensor:
-    before = torch.cat([previous[:, None], x[:, :-1]], dim=1)[:, : x.shape[1]]
-    return x + (before - x) * mu[:, None, None]
 
 
 def _shift_fake(x: Tensor, mu: Tensor, previous: Tensor, backend: str) -> tuple[Tensor, ...]:
@@ -422,27 +343,13 @@ def _shift_backward(
         return torch.zeros_like(x), torch.zeros_like(mu), grads[1]
     dy = x.new_zeros(()).expand(len(mu), *x.shape) if grads[0] is None else grads[0]
     chosen = BACKENDS["token_shift"].choose(backend, x=x, mu=mu, previous=previous)
-    run = _form(chosen, "shift_backward", _shift_backward_torch)
+    run = _form(chosen, "shift_backward")
     found: tuple[Tensor, Tensor, Tensor] = run(*_inputs(chosen, x, x, mu, previous, dy, grads[1]))
     return found
 
 
-def _shift_backward_torch(
-    x: Tensor, mu: Tensor, previous: Tensor, dy: Tensor, dlast: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    before = torch.cat([previous[:, None], x[:, :-1]], dim=1)
-    back = (dy * mu[:, None, None]).sum(0)
-    dx = (dy * (1 - mu[:, None, None])).sum(0)
-    dx[:, :-1] += back[:, 1:]
-    if dlast is not None:
-        dx[:, -1] += dlast
-    return dx, (dy * (before - x)).sum((1, 2)), back[:, 0]
-
-
-def _form(chosen: str, name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of this name in the backend's own module; ``plain`` for torch."""
-    if chosen == "torch":
-        return plain
+def _form(chosen: str, name: str) -> Callable[..., Any]:
+    """The function of this name in the backend's own module."""
     found: Callable[..., Any] = getattr(import_module(MODULES[chosen]), name)
     return found
 
@@ -452,7 +359,11 @@ def _inputs(chosen: str, like: Tensor, *tensors: Tensor | None) -> list[Tensor |
     return [one if one is None or chosen == "triton" else _wide(one, like) for one in tensors]
 
 
-MODULES = {"native": "worldsim_kernels.rows_native", "triton": "worldsim_kernels.gpu.rows"}
+MODULES = {
+    "torch": "worldsim_kernels.rows_torch",
+    "native": "worldsim_kernels.rows_native",
+    "triton": "worldsim_kernels.gpu.rows",
+}
 
 _ROWS = ("x", "residual", "scale", "shift")
 _NORM = Operator(
