@@ -1,4 +1,4 @@
-"""The row operations in tensor operations, each with a backward in closed form. rows.py checks and chooses."""
+"""The row operations in tensor operations, with backwards in closed form. rows.py checks and chooses."""
 
 from __future__ import annotations
 
