@@ -180,13 +180,19 @@ NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
 
 def _prepared(arguments: Sequence[Any]) -> tuple[str, Arguments]:
-    """The backend that runs these arguments of the operator, and they in one dtype."""
+    """The backend that runs these arguments of the operator, and they in one dtype.
+
+    Triton converts as it reads: there only what is small is converted here.
+    """
     tensors, softplus, backend = arguments[:9], arguments[9], arguments[10]
-    chosen = BACKENDS["selective_scan"].choose(backend, **dict(zip(NAMES, tensors, strict=True)))
-    work = _work(*tensors)
-    like: list[Any] = [None if x is None else x.to(work) for x in tensors]
-    like[2] = like[2].clamp(min=FORGETS)
-    return chosen, Arguments._make([*like, softplus])
+    named = dict(zip(NAMES, tensors, strict=True))
+    chosen = BACKENDS["selective_scan"].choose(backend, **named)
+    work, small = _work(*tensors), ("A", "D", "delta_bias", "initial_state")
+    for name, x in named.items():
+        if x is not None and (chosen != "triton" or name in small):
+            named[name] = x.to(work)
+    named["A"] = named["A"].clamp(min=FORGETS)
+    return chosen, Arguments(**named, softplus=softplus)
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -209,11 +215,12 @@ def _backward(
     grads: Sequence[Tensor | None], outputs: Sequence[Tensor], needed: Sequence[bool], *arguments: Any
 ) -> list[Tensor]:
     chosen, call = _prepared(arguments)
-    grad, grad_state = (None if each is None else each.to(call.u.dtype) for each in grads)
+    grad, grad_state = grads
     if chosen == "triton":
         from worldsim_kernels.gpu.selective import backward
 
         return backward(call, grad, grad_state)
+    grad = None if grad is None else grad.to(call.u.dtype)
     run = selective_native.backward if chosen == "native" else selective_torch.backward
     return run(call, grad, grad_state)
 

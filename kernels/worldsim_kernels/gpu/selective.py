@@ -7,6 +7,7 @@ walks back. Sums over channels leave a program as one partial sum for each block
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -37,7 +38,7 @@ def _sigmoid(x):
 @triton.jit
 def _step(delta, t, stride, bias, inside, SOFTPLUS: tl.constexpr):
     """The raw step with its bias, and the step."""
-    raw = tl.load(delta + t * stride, mask=inside, other=0) + bias
+    raw = tl.load(delta + t * stride, mask=inside, other=0).to(tl.float32) + bias
     step = raw
     if SOFTPLUS:
         step = _softplus(raw)
@@ -84,13 +85,13 @@ def _forward(
     b_time, c_time, row = tl.cast(b_time, tl.int64), tl.cast(c_time, tl.int64), tl.cast(width, tl.int64)
     for t in tl.range(0, length, num_stages=STAGES):
         _raw, step = _step(delta, t, delta_time, shift, inside, SOFTPLUS)
-        x = tl.load(u + t * u_time, mask=inside, other=0)
-        written = tl.load(b + t * b_time, mask=real, other=0)
-        read = tl.load(c + t * c_time, mask=real, other=0)
+        x = tl.load(u + t * u_time, mask=inside, other=0).to(tl.float32)
+        written = tl.load(b + t * b_time, mask=real, other=0).to(tl.float32)
+        read = tl.load(c + t * c_time, mask=real, other=0).to(tl.float32)
         h = tl.exp2(step[:, None] * rates) * h + (step * x)[:, None] * written[None, :]
         y = tl.sum(h * read[None, :], axis=1) + skip * x
         if HAS_Z:
-            gate = tl.load(z + t * z_time, mask=inside, other=0)
+            gate = tl.load(z + t * z_time, mask=inside, other=0).to(tl.float32)
             y *= gate * _sigmoid(gate)
         tl.store(output + t * row, y, mask=inside)
     tl.store(state + corner, h, mask=both)
@@ -146,8 +147,8 @@ def _backward(
         if t % CHUNK == 0:
             tl.store(kept + (t // CHUNK) * padded, h)
         _raw, step = _step(delta, t, delta_time, shift, inside, SOFTPLUS)
-        x = tl.load(u + t * u_time, mask=inside, other=0)
-        written = tl.load(b + t * b_time, mask=real, other=0)
+        x = tl.load(u + t * u_time, mask=inside, other=0).to(tl.float32)
+        written = tl.load(b + t * b_time, mask=real, other=0).to(tl.float32)
         decay = tl.exp2(step[:, None] * rates * 1.4426950408889634)
         h = decay * h + (step * x)[:, None] * written[None, :]
 
@@ -167,8 +168,8 @@ def _backward(
             t = first + k
             tl.store(inner + k * padded, h)
             _raw, step = _step(delta, t, delta_time, shift, inside, SOFTPLUS)
-            x = tl.load(u + t * u_time, mask=inside, other=0)
-            written = tl.load(b + t * b_time, mask=real, other=0)
+            x = tl.load(u + t * u_time, mask=inside, other=0).to(tl.float32)
+            written = tl.load(b + t * b_time, mask=real, other=0).to(tl.float32)
             h = (
                 tl.exp2(step[:, None] * rates * 1.4426950408889634) * h
                 + (step * x)[:, None] * written[None, :]
@@ -180,16 +181,16 @@ def _backward(
             t = first + size - 1 - k
             before = tl.load(inner + (size - 1 - k) * padded)
             raw, step = _step(delta, t, delta_time, shift, inside, SOFTPLUS)
-            x = tl.load(u + t * u_time, mask=inside, other=0)
-            written = tl.load(b + t * b_time, mask=real, other=0)
-            read = tl.load(c + t * c_time, mask=real, other=0)
+            x = tl.load(u + t * u_time, mask=inside, other=0).to(tl.float32)
+            written = tl.load(b + t * b_time, mask=real, other=0).to(tl.float32)
+            read = tl.load(c + t * c_time, mask=real, other=0).to(tl.float32)
             g = tl.zeros([CHANNELS], dtype=tl.float32)
             if HAS_GRAD:
-                g = tl.load(grad + t * g_time, mask=inside, other=0)
+                g = tl.load(grad + t * g_time, mask=inside, other=0).to(tl.float32)
             decay = tl.exp2(step[:, None] * rates * 1.4426950408889634)
             after = decay * before + (step * x)[:, None] * written[None, :]
             if HAS_Z:
-                gate = tl.load(z + t * z_time, mask=inside, other=0)
+                gate = tl.load(z + t * z_time, mask=inside, other=0).to(tl.float32)
                 slope = _sigmoid(gate)
                 y = tl.sum(after * read[None, :], axis=1) + skip * x
                 tl.store(dz + start + t * row, g * y * slope * (1.0 + gate * (1.0 - slope)), mask=inside)
@@ -240,10 +241,11 @@ def _grid(call: Arguments, block: int) -> tuple[int, int, int]:
 
 
 def forward(call: Arguments) -> tuple[Tensor, Tensor]:
+    """Output in the dtype of u, and state. u, delta, B, C and z may have any dtype, the others float32."""
     batch, length, channels = call.u.shape
     states, share = call.A.shape[1], channels // call.B.shape[2]
     output = call.u.new_empty(call.u.shape)
-    state = output.new_empty(batch, channels, states)
+    state = output.new_empty((batch, channels, states), dtype=torch.float32)
     pointers, settings = _given(call)
     z = pointers[6]
     _forward[_grid(call, FORWARD["CHANNELS"])](
@@ -260,13 +262,14 @@ def backward(call: Arguments, grad: Tensor | None, grad_state: Tensor | None) ->
     groups, states = call.B.shape[2:]
     pointers, settings = _given(call)
     grid = _grid(call, BACKWARD["CHANNELS"])
-    du, ddelta, dz = (call.u.new_empty(call.u.shape) for _ in range(3))
-    da, dinitial = (call.u.new_empty(batch, channels, states) for _ in range(2))
-    db, dc = (call.u.new_empty(grid[0], batch, length, groups, states) for _ in range(2))
-    dd, dbias = (call.u.new_empty(batch, channels) for _ in range(2))
+    du, ddelta, dz = (x.new_empty(x.shape) for x in (call.u, call.delta, pointers[6]))
+    wide = call.u.new_empty(0, dtype=torch.float32)
+    da, dinitial = (wide.new_empty(batch, channels, states) for _ in range(2))
+    db, dc = (wide.new_empty(grid[0], batch, length, groups, states) for _ in range(2))
+    dd, dbias = (wide.new_empty(batch, channels) for _ in range(2))
     held = (grid[0] * groups * batch, BACKWARD["CHANNELS"] * int(settings["STATES"]))
-    kept = call.u.new_empty(held[0], triton.cdiv(length, CHUNK), held[1])
-    inner = call.u.new_empty(held[0], CHUNK, held[1])
+    kept = wide.new_empty(held[0], triton.cdiv(length, CHUNK), held[1])
+    inner = wide.new_empty(held[0], CHUNK, held[1])
     into = call.u if grad is None else grad
     last = call.u if grad_state is None else grad_state.contiguous()
     _backward[grid](
