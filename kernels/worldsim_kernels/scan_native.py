@@ -151,12 +151,12 @@ def _width(call: Any, dtype: torch.dtype, threads: int) -> int:
     It has four vectors, or fewer where that would leave some of ``threads`` idle or where a tile would be
     more than 32 KiB, to stay in the first-level cache.
     """
+    lanes, vectors = _register() // dtype.itemsize, 4
     if dtype == torch.float64:
-        return 16
-    lanes, vectors = 16, 4
+        return 2 * lanes
     while vectors > 1 and (
         (vectors // 2) * lanes >= call.values
-        or call.keys * vectors * 64 > 2**15
+        or call.keys * vectors * lanes * 4 > 2**15
         or call.sequences * call.heads * -(-call.values // (vectors * lanes)) < threads
     ):
         vectors //= 2
@@ -167,6 +167,13 @@ def _run(which: str, dtype: torch.dtype, call: Any) -> None:
     function = _functions()[which, dtype]
     if function(ctypes.byref(call)):
         raise MemoryError(f"state_scan: no memory for the scratch of the {which} pass")
+
+
+@cache
+def _register() -> int:
+    """Bytes of the vectors that the library was compiled for."""
+    size: int = native.library("state_scan").state_scan_register()
+    return size
 
 
 @cache

@@ -67,13 +67,29 @@ static inline f32x16 sum_sixteen(const f32x16 *x) {
 }
 #endif
 
-#define real float
-#define vec f32x16
-#define vecu f32x16u
-#define quarter f32x4
-#define FLOATS 1
+/* One register. A vector type that is wider than the registers is legal, but gcc then keeps it in memory: the
+   sixteen floats of vector.h made this file ten times slower on AVX2. */
+#if defined(__AVX512F__)
+enum { REGISTER = 64, ACCUMULATORS = 16 };
+#elif defined(__AVX__)
+enum { REGISTER = 32, ACCUMULATORS = 8 };
+#else
+enum { REGISTER = 16, ACCUMULATORS = 8 };
+#endif
+typedef float floats __attribute__((vector_size(REGISTER), aligned(REGISTER)));
+typedef float floats_anywhere __attribute__((vector_size(REGISTER), aligned(4)));
+typedef double doubles __attribute__((vector_size(REGISTER), aligned(REGISTER)));
+typedef double doubles_anywhere __attribute__((vector_size(REGISTER), aligned(8)));
 typedef float f32x4 __attribute__((vector_size(16)));
 typedef double f64x2 __attribute__((vector_size(16)));
+
+int state_scan_register(void) { return REGISTER; }
+
+#define real float
+#define vec floats
+#define vecu floats_anywhere
+#define quarter f32x4
+#define FLOATS 1
 #define FN(name) name##_f32
 #include "state_scan_body.h"
 #undef real
@@ -83,8 +99,8 @@ typedef double f64x2 __attribute__((vector_size(16)));
 #undef FLOATS
 #undef FN
 #define real double
-#define vec f64x8
-#define vecu f64x8u
+#define vec doubles
+#define vecu doubles_anywhere
 #define quarter f64x2
 #define FLOATS 0
 #define FN(name) name##_f64

@@ -2,7 +2,7 @@
    keys (a multiple of sixteen) and NV vectors for values: four, two or one of floats, always two of doubles,
    which are here for checks and for exactness and need not be as fast. */
 
-enum { FN(LANES) = 64 / sizeof(real) };
+enum { FN(LANES) = REGISTER / sizeof(real) };
 
 /* Numbers at `from` of axis 3 of tokens t0.. of (row, head); zeros to the end of a scratch row. */
 NOINLINE void FN(pack)(real *to, int64_t pitch, const tensor_t *x, int64_t row, int64_t t0, int64_t tokens,
@@ -188,14 +188,14 @@ INLINE void FN(low)(const FN(block_t) * m, int64_t tokens, const int NV, const i
 /* S and o after the block's tokens; o holds its first term (zero, or the bonus) before. */
 static void FN(advance)(const FN(block_t) * m, int64_t tokens, int gate, int lowrank, int read) {
 #if FLOATS
-    if (m->width == 64) {
-        ADVANCE(4, 4)
-    } else if (m->width == 16) {
+    if (m->width == 4 * FN(LANES)) {
+        ADVANCE(4, ACCUMULATORS / 4)
+    } else if (m->width == FN(LANES)) {
         ADVANCE(1, 8)
     } else
 #endif
     {
-        ADVANCE(2, 8)
+        ADVANCE(2, ACCUMULATORS / 2)
     }
 }
 
@@ -262,7 +262,8 @@ NOINLINE void FN(sum_rows)(real *to, const vec *x, int64_t rows) {
 #endif
     for (; i < rows; i++) {
         const quarter *y = (const quarter *)(x + i);
-        quarter z = (y[0] + y[1]) + (y[2] + y[3]);
+        quarter z = y[0];
+        UNROLL for (int j = 1; j < REGISTER / 16; j++) z += y[j];
 #if FLOATS
         real sum = (z[0] + z[1]) + (z[2] + z[3]);
 #else
@@ -414,9 +415,9 @@ INLINE void FN(reverse)(const FN(chunk_t) * c, int64_t tokens, const int NV, con
 
 static void FN(reverse_chunk)(const FN(chunk_t) * c, int64_t tokens, int gate, int lowrank, int bonus) {
 #if FLOATS
-    if (c->m.width == 64) {
+    if (c->m.width == 4 * FN(LANES)) {
         REVERSE(4)
-    } else if (c->m.width == 16) {
+    } else if (c->m.width == FN(LANES)) {
         REVERSE(1)
     } else
 #endif
