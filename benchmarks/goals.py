@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from families import DEFAULT, FAMILIES, LOOP, SOFTMAX, Family
+from tables import tokens
 
 LENGTH = 16384
 ERROR = 5e-6
@@ -67,7 +68,7 @@ def _long(long: dict[str, Any], memory: dict[str, dict[str, float]]) -> Iterator
         band = 0.05 if family.kernel == "state_scan" else 0.1
         value = found.get("exponent", math.nan)
         spread = found.get("exponent_error", math.nan)
-        reach = f"{int(list(found['milliseconds'])[-1]) // 1024}k" if "milliseconds" in found else "-"
+        reach = tokens(int(list(found["milliseconds"])[-1])) if "milliseconds" in found else "-"
         yield _goal(
             f"{family.name}: exponent from 4k to {reach}",
             f"1.00 ± {band}",
