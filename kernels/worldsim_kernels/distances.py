@@ -105,9 +105,9 @@ def _centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _expanded(x: Tensor, y: Tensor) -> Tensor:
     """The expansion, and differences for the pairs whose distance is below its error's bound."""
-    x, y = _centred(x, y)
-    sums = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :]
-    found = (sums - 2 * x @ y.mT).clamp_(min=0)
+    left, right = _centred(x, y)
+    sums = left.square().sum(-1)[..., :, None] + right.square().sum(-1)[..., None, :]
+    found = (sums - 2 * left @ right.mT).clamp_(min=0)
     lost = (found < sums / LOSS).nonzero(as_tuple=True)
     difference = x[lost[:-1]] - y[*lost[:-2], lost[-1]]
     found[lost] = difference.square().sum(-1)

@@ -276,8 +276,8 @@ class Stored(Chunked):
         a, b, u, errors = self.a.float(), self.b.float(), torch.ones_like(logs), []
         masses = a @ kernel
         errors.append(float((masses - b).abs().sum()))
-        # Where a column has underflowed, its step waits for the next kernel.
-        v = b / masses.clamp(min=1e-12 * b.min())
+        self._lift(masses < 1e-12 * b, kernel, masses, score, logs, epsilon)
+        v = b / masses
         for _ in range(count):
             u = u / relaxed(u * (kernel @ v), relaxation)
             ratio = v * ((a * u) @ kernel) / b
@@ -287,6 +287,16 @@ class Stored(Chunked):
                 break
         f = epsilon * (u.double().log() - logs.double())
         return f, epsilon * (score.double() - self.b.log() + v.double().log()), errors
+
+    def _lift(
+        self, low: Tensor, kernel: Tensor, masses: Tensor, score: Tensor, logs: Tensor, epsilon: float
+    ) -> None:
+        """Sets the scores of columns that no row reaches in the log domain, so that they get their mass."""
+        if low.any():
+            rows = -logs[:, None] - self.cost[:, low] / epsilon
+            score[low] = (self.b[low].log() - (rows + self.a.log()[:, None]).logsumexp(0)).float()
+            kernel[:, low] = (score[low] + rows).exp()
+            masses[low] = self.b[low].float()
 
 
 def _moderate(scaling: Tensor) -> bool:

@@ -59,7 +59,7 @@ class Native:
         self.x = self._padded(x.flatten(), self.rows * self.d)
         self.y = _aligned(self.columns * self.d, dtype=torch.float64)
         whole = pad(y, (0, 0, 0, self.columns - self.m))
-        self.y.copy_(whole.view(-1, COLUMNS, self.d).mT.flatten())
+        self.y.copy_(whole.view(self.columns // COLUMNS, COLUMNS, self.d).mT.flatten())
         self.a, self.a32 = self._padded(a, self.rows), self._padded(a.float(), self.rows)
         self.b32 = self._padded(b.float(), self.columns)
         self.logs = _aligned(self.rows, dtype=torch.float64)

@@ -15,6 +15,7 @@ dS/dx_i = 2 a_i (T_x(x_i) - T_y(x_i)); and dOT/da_i = f_i up to a constant.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -96,7 +97,8 @@ def sinkhorn(
         raise ValueError(f"sinkhorn: max_iterations is {max_iterations}; expected at least 1")
     lead, (n, d), m = x.shape[:-2], x.shape[-2:], y.shape[-2]
     a, b = _weights("a", a, x), _weights("b", b, y)
-    flat = (x.reshape(-1, n, d), y.reshape(-1, m, d), a.reshape(-1, n), b.reshape(-1, m))
+    k = math.prod(lead)
+    flat = (x.reshape(k, n, d), y.reshape(k, m, d), a.reshape(k, n), b.reshape(k, m))
     name = requested(backend)
     if name == "reference":
         all_of = [sinkhorn_reference(*one, epsilon, debias, tolerance, max_iterations) for one in zip(*flat)]
@@ -134,7 +136,8 @@ def _weights(name: str, weights: Tensor | None, points: Tensor) -> Tensor:
     axes = [("...", size) for size in shape[:-1]]
     expect("sinkhorn", name, weights, [*axes, ("points", shape[-1])], like=points)
     whole = weights.double()
-    return whole / whole.sum(-1, keepdim=True)
+    # A sum that is not positive leaves weights that are refused.
+    return whole / whole.sum(-1, keepdim=True).clamp(min=1e-300)
 
 
 def sinkhorn_reference(
@@ -258,6 +261,8 @@ def _forward(
         finite("sinkhorn", name, tensor)
         if name in "ab" and (tensor < 0).any():
             raise ValueError(f"sinkhorn: {name} has a negative weight; expected all at least 0")
+        if name in "ab" and (tensor.sum(-1) < 0.5).any():
+            raise ValueError(f"sinkhorn: {name} has weights with a sum of 0; expected a positive sum")
     backend = BACKENDS["sinkhorn"].choose(wanted, x=x, y=y)
     if not len(x):
         return _fake(x, y, a, b, epsilon, debias)
@@ -268,10 +273,11 @@ def _forward(
 def _fake(
     x: Tensor, y: Tensor, a: Tensor, b: Tensor, epsilon: float, debias: bool, *others: Any
 ) -> tuple[Tensor, ...]:
-    own_x, own_y = (torch.empty_like(a), torch.empty_like(b)) if debias else (a.new_empty(len(a), 0),) * 2
+    own_x, own_y = (each.new_empty(each.shape if debias else (len(each), 0)) for each in (a, b))
     value, cost, gap = (a.new_empty(len(a)) for _ in range(3))
     iterations, converged = (a.new_empty(len(a), dtype=dtype) for dtype in (torch.int64, torch.bool))
-    return value, torch.empty_like(a), torch.empty_like(b), own_x, own_y, cost, gap, iterations, converged
+    f, g = (each.new_empty(each.shape) for each in (a, b))
+    return value, f, g, own_x, own_y, cost, gap, iterations, converged
 
 
 def _one(

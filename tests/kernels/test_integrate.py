@@ -252,3 +252,31 @@ def test_substeps_end_on_every_time():
 def test_substeps_refuse_times_that_do_not_move_on(times):
     with pytest.raises(ValueError, match="strictly rising or falling"):
         integrate.substeps(torch.tensor(times, dtype=F64))
+
+
+@pytest.mark.parametrize("name", ["leapfrog", "yoshida4", "yoshida6"])
+def test_merged_kicks_give_the_leapfrogs_in_turn_with_one_force_each(name):
+    weights, calls = WEIGHTS[name], []
+    q, p = torch.randn(2, 7, dtype=F64, generator=torch.Generator().manual_seed(0))
+
+    def force(q):
+        calls.append(q)
+        return -q.sin()
+
+    found = integrate.kick_drift_kick(q, p, force(q), 0.1, lambda p: p, force, weights)
+    assert len(calls) == 1 + len(weights)
+    for weight in weights:
+        q, p = integrate.leapfrog(q, p, weight * 0.1, lambda p: p, force)
+    for one, other in zip(found, (q, p, force(q))):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_may_be_a_tensor_one_for_each_row_with_a_gradient(name):
+    x = torch.randn(5, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    h = torch.linspace(-0.1, 0.2, 5, dtype=F64)[:, None].requires_grad_()
+    together = pendulum(name)(x, h)
+    alone = torch.cat([pendulum(name)(row[None], step) for row, step in zip(x, h.flatten().tolist())])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-14)
+    if name != "implicit_midpoint":
+        assert torch.autograd.gradcheck(lambda h: pendulum(name)(x, h), (h,))
