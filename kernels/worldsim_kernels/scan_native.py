@@ -83,8 +83,8 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of q, k, v, g, a, b, bonus and initial_state, None where absent or not needed.
 
-    The states are recomputed from some that are kept, one for every 32 tokens and at most 2048 for each
-    sequence and head. Raises MemoryError.
+    The states are recomputed from some that are kept: one for every 32 tokens up to 65,536 tokens, beyond
+    that about 2048 for each sequence and head. Raises MemoryError.
     """
     dtype = state_dtype(q)
     call, offsets = _call(q, v, g, scale, cu_seqlens)

@@ -68,7 +68,7 @@ static inline f32x16 sum_sixteen(const f32x16 *x) {
 #endif
 
 /* One register. A vector type that is wider than the registers is legal, but gcc then keeps it in memory: the
-   sixteen floats of vector.h made this file ten times slower on AVX2. */
+   sixteen floats of vector.h made this file five to fifteen times slower when compiled for AVX2 (gcc 12). */
 #if defined(__AVX512F__)
 enum { REGISTER = 64, ACCUMULATORS = 16 };
 #elif defined(__AVX__)
