@@ -28,7 +28,7 @@ from torch import Tensor
 from worldsim_kernels.chunk_decays import MildDecay, NoDecay, ScalarDecay, StrongDecay, vector_decay
 
 BLOCK = 4096
-"""Tokens times heads that are worked on at once: some megabytes for heads of 64."""
+"""Tokens times heads that are worked on at once: a megabyte for each float32 input with heads of 64."""
 
 
 class _Inputs(NamedTuple):
@@ -131,7 +131,7 @@ def _run(inputs: _Inputs, start: int, stop: int, state: Tensor, output: Tensor |
 
 
 def _chunk(inputs: _Inputs) -> int:
-    """Tokens in a chunk: measured best for heads of 64."""
+    """Tokens in a chunk: the best for heads of 64 on a CPU, where 16 is as good as 32."""
     return 32 if inputs.a is not None or (inputs.g is not None and inputs.g.dim() == 4) else 64
 
 

@@ -12,7 +12,8 @@ The backward first stores the state before every ``SEGMENT`` chunks, then takes 
 running through its chunks once more. Gradients that sum over the tiles of columns are written for each tile
 and added by torch, so their bits do not depend on the order of programs.
 
-All arithmetic is float32; products of half-precision inputs use TF32, whose 10-bit mantissa is float16's.
+All arithmetic is float32. Products of half-precision inputs use TF32, whose mantissa of 10 bits is float16's,
+and sums of gates then use three of them, which is float32's precision but for a bit or two.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 SEGMENT = 8
+"""Chunks between two stored states: their recomputed ones stay in the second cache."""
 
 
 @triton.jit
@@ -75,7 +77,7 @@ def _diagonal(x, C: tl.constexpr):
 
 
 @triton.jit
-def _powers(g, KIND: tl.constexpr, C: tl.constexpr):
+def _powers(g, KIND: tl.constexpr, C: tl.constexpr, SUMS: tl.constexpr):
     """e^c, e^{b_C - b}, e^{b_C} and e^g, to multiply [C, K], [C, K], [K, V] and [C, K]."""
     if KIND == 1:
         ends = tl.cumsum(g.to(tl.float64), 0)
@@ -86,8 +88,8 @@ def _powers(g, KIND: tl.constexpr, C: tl.constexpr):
         own = tl.exp(g)[:, None]
     elif KIND == 2:
         below = _below(C)
-        into = tl.exp(tl.dot(below, g, input_precision="ieee"))
-        out_of = tl.exp(tl.dot(tl.trans(below), g, input_precision="ieee"))
+        into = tl.exp(tl.dot(below, g, input_precision=SUMS))
+        out_of = tl.exp(tl.dot(tl.trans(below), g, input_precision=SUMS))
         whole = tl.exp(tl.sum(g, 0))[:, None]
         own = tl.exp(g)
     else:
@@ -109,30 +111,31 @@ def _matrix(g, KIND: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def _border(g, HALF: tl.constexpr, C: tl.constexpr):
-    """Where a run of 2 HALF tokens is cut in two: its upper tokens [C, 1], the pairs of the same run [C, C],
+def _border(g, half, C: tl.constexpr, SUMS: tl.constexpr):
+    """Where a run of 2 half tokens is cut in two: its upper tokens [C, 1], the pairs of the same run [C, C],
     which gates lie between a token and the border [C, C], and e to their sum [C, K].
     """
     place = tl.arange(0, C)
     gate, token = place[None, :], place[:, None]
-    upper = token % (2 * HALF) >= HALF
-    between = (upper & (gate < token)) | ((token % (2 * HALF) < HALF) & (gate > token))
-    passed = (between & (gate // HALF == token // HALF)).to(tl.float32)
-    same = gate // (2 * HALF) == token // (2 * HALF)
-    return upper, same, passed, tl.exp(tl.dot(passed, g, input_precision="ieee"))
+    upper = token % (2 * half) >= half
+    between = (upper & (gate < token)) | ((token % (2 * half) < half) & (gate > token))
+    passed = (between & (gate // half == token // half)).to(tl.float32)
+    same = gate // (2 * half) == token // (2 * half)
+    return upper, same, passed, tl.exp(tl.dot(passed, g, input_precision=SUMS))
 
 
 @triton.jit
 def _pairs(
     q, k, a, b, g, matrix,
     KIND: tl.constexpr, LOW: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr,
+    SUMS: tl.constexpr,
 ):  # fmt: skip
     """P of q and k, q and b, a and k, a and b, below the diagonal; without low rank all are the first."""
     if KIND == 2:
         qk = tl.zeros([C, C], dtype=tl.float32)
         qb, ak, ab = qk, qk, qk
-        for level in tl.static_range(LEVELS):
-            upper, same, _, power = _border(g, 1 << level, C)
+        for level in range(LEVELS):
+            upper, same, _, power = _border(g, 1 << level, C, SUMS)
             q_up, k_low = tl.where(upper, q * power, 0.0), tl.where(upper, 0.0, k * power)
             qk += tl.where(same, tl.dot(q_up, tl.trans(k_low), input_precision=PRECISION), 0.0)
             if LOW:
@@ -197,13 +200,14 @@ def _solved(
     q, k, v, a, b, g, S,
     KIND: tl.constexpr, LOW: tl.constexpr, BONUS: tl.constexpr,
     C: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr,
+    SUMS: tl.constexpr,
 ):  # fmt: skip
     """Powers, q with its own decay, P, (I - P_ab)^-1 and what the low-rank part writes, R."""
-    powers = _powers(g, KIND, C)
+    powers = _powers(g, KIND, C, SUMS)
     matrix = _matrix(g, KIND, C)
     if not BONUS:
         q = q * powers[3]
-    pairs = _pairs(q, k, a, b, g, matrix, KIND, LOW, C, LEVELS, PRECISION)
+    pairs = _pairs(q, k, a, b, g, matrix, KIND, LOW, C, LEVELS, PRECISION, SUMS)
     inverse, r = matrix, v
     if LOW:
         inverse = _inverse(pairs[3], C)
@@ -229,6 +233,7 @@ def _forward(
     KIND: tl.constexpr, LOW: tl.constexpr, BONUS: tl.constexpr, PACKED: tl.constexpr, INITIAL: tl.constexpr,
     OUTPUT: tl.constexpr, SEGMENT: tl.constexpr, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     LEVELS: tl.constexpr, PRECISION: tl.constexpr,
+    SUMS: tl.constexpr,
 ):  # fmt: skip
     """Output and last state, or else (not OUTPUT) the state before every SEGMENT chunks."""
     n, h = tl.program_id(1).to(tl.int64) // head_count, tl.program_id(1).to(tl.int64) % head_count
@@ -262,7 +267,7 @@ def _forward(
             _put(starts, S, 0, keys, all_values, values, K, V)
             starts += head_count * size
         x = _tokens(q, k, v, g, a, b, first, count, s, keys, values, scale, KIND, LOW, C, K, V)
-        found = _solved(x[0], x[1], x[2], x[4], x[5], x[3], S, KIND, LOW, BONUS, C, LEVELS, PRECISION)
+        found = _solved(x[0], x[1], x[2], x[4], x[5], x[3], S, KIND, LOW, BONUS, C, LEVELS, PRECISION, SUMS)
         powers, pairs, r = found[0], found[3], found[5]
         if OUTPUT:
             own_k = tl.sum(x[0] * u * x[1], 1)
@@ -286,6 +291,7 @@ def _backward(
     KIND: tl.constexpr, LOW: tl.constexpr, BONUS: tl.constexpr, PACKED: tl.constexpr,
     SEGMENT: tl.constexpr, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     LEVELS: tl.constexpr, PRECISION: tl.constexpr,
+    SUMS: tl.constexpr,
 ):  # fmt: skip
     n, h = tl.program_id(1).to(tl.int64) // head_count, tl.program_id(1).to(tl.int64) % head_count
     tile = tl.program_id(0).to(tl.int64)
@@ -328,7 +334,7 @@ def _backward(
         for i in range(chunks):
             _put(inner + i * K * V, S, 0, K, V, V, K, V)
             x = _tokens(q, k, v, g, a, b, origin + i * C, count, s, keys, values, scale, KIND, LOW, C, K, V)
-            f = _solved(x[0], x[1], x[2], x[4], x[5], x[3], S, KIND, LOW, BONUS, C, LEVELS, PRECISION)
+            f = _solved(x[0], x[1], x[2], x[4], x[5], x[3], S, KIND, LOW, BONUS, C, LEVELS, PRECISION, SUMS)
             S = _advanced(S, x[1], x[2], x[5], f[5], f[0][1], f[0][2], LOW, PRECISION)
         tl.debug_barrier()
         for j in range(chunks):
@@ -338,7 +344,7 @@ def _backward(
             x = _tokens(q, k, v, g, a, b, first, count, s, keys, values, scale, KIND, LOW, C, K, V)
             q_, k_, v_, g_, a_, b_ = x[0], x[1], x[2], x[3], x[4], x[5]
             do = _tile(grad_output, first, count, s[12], s[13], values, C, V)
-            f = _solved(q_, k_, v_, a_, b_, g_, S, KIND, LOW, BONUS, C, LEVELS, PRECISION)
+            f = _solved(q_, k_, v_, a_, b_, g_, S, KIND, LOW, BONUS, C, LEVELS, PRECISION, SUMS)
             into, out_of, whole, grow = f[0][0], f[0][1], f[0][2], f[0][3]
             matrix, qx, r = f[1], f[2], f[5]
             qk, qb, ak = f[3][0], f[3][1], f[3][2]
@@ -375,11 +381,11 @@ def _backward(
             if LOW:
                 grad_a, grad_b = dar * into, dbw * out_of
             if KIND == 2:
-                grad_g = tl.dot(above, read, input_precision="ieee")
-                grad_g += tl.dot(below, written, input_precision="ieee")
+                grad_g = tl.dot(above, read, input_precision=SUMS)
+                grad_g += tl.dot(below, written, input_precision=SUMS)
                 grad_g += tl.sum(dS * S, 1)[None, :] * tl.trans(whole)
-                for level in tl.static_range(LEVELS):
-                    upper, same, passed, power = _border(g_, 1 << level, C)
+                for level in range(LEVELS):
+                    upper, same, passed, power = _border(g_, 1 << level, C, SUMS)
                     q_up, k_low = tl.where(upper, qx * power, 0.0), tl.where(upper, 0.0, k_ * power)
                     inside = tl.where(same, dqk, 0.0)
                     dq_up = tl.dot(inside, k_low, input_precision=PRECISION)
@@ -401,7 +407,7 @@ def _backward(
                         apart += a_up * da_up + b_low * db_low
                         grad_a += tl.where(upper, da_up * power, 0.0)
                         grad_b += tl.where(upper, 0.0, db_low * power)
-                    grad_g += tl.dot(tl.trans(passed), apart, input_precision="ieee")
+                    grad_g += tl.dot(tl.trans(passed), apart, input_precision=SUMS)
             else:
                 straddling = dqk * qk
                 dqk = dqk * matrix
@@ -417,7 +423,7 @@ def _backward(
                     grad_b += tl.dot(tl.trans(dqb), qx, input_precision=PRECISION)
                     grad_b += tl.dot(tl.trans(dab), a_, input_precision=PRECISION)
                 if KIND == 1:
-                    grad_g = tl.sum(tl.dot(above, straddling, input_precision="ieee") * below, 1)
+                    grad_g = tl.sum(tl.dot(above, straddling, input_precision=SUMS) * below, 1)
                     grad_g += tl.sum(above * tl.sum(read, 1)[None, :], 1)
                     grad_g += tl.sum(below * tl.sum(written, 1)[None, :], 1)
                     grad_g += whole * tl.sum(tl.sum(dS * S, 1), 0)
@@ -514,6 +520,7 @@ class _Launch:
             "V": columns,
             "LEVELS": chunk.bit_length() - 1,
             "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
+            "SUMS": "ieee" if q.dtype == torch.float32 else "tf32x3",
             "num_warps": warps,
             "num_stages": 1,
         }
@@ -522,13 +529,13 @@ class _Launch:
 def table(kind: int, low_rank: bool, keys: int, reverse: bool) -> tuple[int, int, int]:
     """Tokens in a chunk, columns in a tile and warps, so that the state and a chunk's rows fit registers.
 
-    Chosen from the sizes of what a program holds, not from measurements.
+    Chosen by the registers that the compiler reports for compute capability 9.0; no time was measured.
     """
     chunk = 16 if low_rank or kind == 2 or keys > 128 else 32
     columns = 64 if keys <= 64 else 32 if keys <= 128 else 16
     if reverse and keys > 64:
         columns = max(16, columns // 2)
-    return chunk, columns, 4 if keys <= 128 else 8
+    return chunk, columns, 8 if reverse or keys > 128 else 4
 
 
 def forward(
