@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 SEGMENT = 8
-"""Chunks between two stored states: their recomputed ones stay in the second cache."""
+"""Chunks between two stored states; those inside are recomputed."""
 
 
 @triton.jit
