@@ -550,8 +550,12 @@ def forward(
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The output [B, T, H, V] and the last state [N, H, K, V]; arguments as in ``scan.state_scan``."""
+    """The output [B, T, H, V] and the last state [N, H, K, V]; arguments as in ``scan.state_scan``.
+
+    Tokens may have any strides; of bonus, initial_state and cu_seqlens a contiguous copy is made where needed.
+    """
     call = _Launch((q, k, v, g, a, b), bonus, scale, cu_seqlens, reverse=False)
+    bonus, cu_seqlens = _dense(bonus), _dense(cu_seqlens)
     output = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     state = _states(q, call.sequences, call)
     _run_forward(call, q, k, v, g, a, b, bonus, cu_seqlens, initial_state, output, state, None)
@@ -579,6 +583,7 @@ def backward(
     """
     grad_output = torch.zeros_like(v) if grad_output is None else grad_output
     call = _Launch((q, k, v, g, a, b, grad_output), bonus, scale, cu_seqlens, reverse=True)
+    bonus, cu_seqlens = _dense(bonus), _dense(cu_seqlens)
     grad_state = _states(q, call.sequences, call).zero_() if grad_state is None else grad_state.contiguous()
     starts = _states(q, call.segments, call)
     _run_forward(call, q, k, v, g, a, b, bonus, cu_seqlens, initial_state, None, None, starts)
@@ -610,12 +615,14 @@ def backward(
 def _run_forward(call: _Launch, *arguments: Tensor | None) -> None:
     """Arguments as in ``_forward`` up to ``starts``; without an output it finds the starts of segments."""
     initial_state, output, state, starts = arguments[-4:]
-    if initial_state is not None:
-        initial_state = initial_state.contiguous()
-    stored = (initial_state, output, state, starts)
+    stored = (_dense(initial_state), output, state, starts)
     flags = {"INITIAL": initial_state is not None, "OUTPUT": output is not None}
     if call.grid[0] * call.grid[1]:
         _forward[call.grid](*arguments[:-4], *stored, *call.sizes, **call.options, **flags)
+
+
+def _dense(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
 
 
 def _states(q: Tensor, count: int, call: _Launch) -> Tensor:
