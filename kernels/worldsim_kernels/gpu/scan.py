@@ -552,7 +552,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """The output [B, T, H, V] and the last state [N, H, K, V]; arguments as in ``scan.state_scan``.
 
-    Tokens may have any strides; of bonus, initial_state and cu_seqlens a contiguous copy is made where needed.
+    Tokens may have any strides; bonus, initial_state and cu_seqlens are copied unless contiguous.
     """
     call = _Launch((q, k, v, g, a, b), bonus, scale, cu_seqlens, reverse=False)
     bonus, cu_seqlens = _dense(bonus), _dense(cu_seqlens)
