@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from worldsim_kernels.integrate import implicit_midpoint, leapfrog, runge_kutta4, symplectic_euler, yoshida4
+from worldsim_kernels.integrate import (
+    WEIGHTS,
+    implicit_midpoint,
+    leapfrog,
+    runge_kutta4,
+    symplectic_euler,
+    yoshida4,
+)
 
 H = 0.1
 
@@ -50,6 +57,21 @@ def split(step: Callable[..., tuple[Tensor, Tensor]]) -> Callable[[Tensor, int],
     return run
 
 
+def unfused(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The same method as it is written: two passes for each multiply and add, and no kicks merged."""
+
+    def step(q: Tensor, p: Tensor, h: float, velocity: Callable[..., Tensor], force: Callable[..., Tensor]):
+        f = force(q)
+        for weight in WEIGHTS[name]:
+            p = p + weight * h / 2 * f
+            q = q + weight * h * velocity(p)
+            f = force(q)
+            p = p + weight * h / 2 * f
+        return q, p
+
+    return step
+
+
 def whole(step: Callable[[Tensor], Tensor]) -> Callable[[Tensor, int], Tensor]:
     def run(x: Tensor, steps: int) -> Tensor:
         for _ in range(steps):
@@ -71,6 +93,8 @@ METHODS: dict[str, tuple[Callable[[Tensor, int], Tensor], int]] = {
     "symplectic Euler": (split(symplectic_euler), 1),
     "leapfrog": (split(leapfrog), 2),
     "Yoshida 4": (split(yoshida4), 4),
+    "leapfrog, unfused": (split(unfused("leapfrog")), 2),
+    "Yoshida 4, unfused": (split(unfused("yoshida4")), 4),
     "implicit midpoint": (whole(lambda x: implicit_midpoint(x, H, lambda y: field(0.0, y))), 1),
     "RK4": (whole(lambda x: runge_kutta4(0.0, x, H, field)), 4),
     "torchdiffeq RK4": (peer("rk4"), 4),

@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-STAGE = 5
+STAGE = 3
 BLOCK = 20
 FASTEST, FASTEST_STAGE = 1.98, 1.8
 CHUNK_NUMBERS = 2**22

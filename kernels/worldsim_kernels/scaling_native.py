@@ -36,12 +36,12 @@ def _library() -> ctypes.CDLL:
     return found
 
 
-def _aligned(*shape: int, dtype: torch.dtype, value: float = 0.0) -> Tensor:
-    """A tensor whose address is a multiple of 64, as C's vectors need."""
+def _aligned(*shape: int, dtype: torch.dtype) -> Tensor:
+    """An empty tensor whose address is a multiple of 64, as C's vectors need."""
     count, item = math.prod(shape), dtype.itemsize
     whole = torch.empty(count + 64 // item, dtype=dtype)
     first = -whole.data_ptr() % 64 // item
-    return whole[first : first + count].view(shape).fill_(value)
+    return whole[first : first + count].view(shape)
 
 
 class Native:
@@ -62,15 +62,21 @@ class Native:
         self.y.copy_(whole.view(self.columns // COLUMNS, COLUMNS, self.d).mT.flatten())
         self.a, self.a32 = self._padded(a, self.rows), self._padded(a.float(), self.rows)
         self.b32 = self._padded(b.float(), self.columns)
-        self.logs = _aligned(self.rows, dtype=torch.float64)
+        self.logs = torch.zeros(self.rows, dtype=torch.float64)
         self.u, self.v = (_aligned(k, dtype=torch.float32) for k in (self.rows, self.columns))
-        self.cost: Tensor | None = None
-        self.kernel: Tensor | None = None
+        shape = (self.rows, self.columns)
+        self.cost, self.kernel = (_aligned(*shape, dtype=torch.float32) for _ in "CK")
+        failed = self.library.sinkhorn_cost(
+            *(*shape, self.m, self.d),
+            *map(native.pointer, (self.x, self.y, self.cost)),
+            self.threads,
+        )
+        _enough(failed)
 
     @staticmethod
     def _padded(values: Tensor, count: int, value: float = 0.0) -> Tensor:
-        found = _aligned(count, dtype=values.dtype, value=value)
-        found[: len(values)] = values
+        found = _aligned(count, dtype=values.dtype)
+        found[: len(values)], found[len(values) :] = values, value
         return found
 
     def _score(self, g: Tensor, epsilon: float, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -79,15 +85,6 @@ class Native:
     def sweeps(
         self, g: Tensor, epsilon: float, relaxation: float, count: int
     ) -> tuple[Tensor, Tensor, list[float]]:
-        if self.cost is None or self.kernel is None:
-            self.cost, self.kernel = (_aligned(self.rows, self.columns, dtype=torch.float32) for _ in "CK")
-            _enough(
-                self.library.sinkhorn_cost(
-                    *(self.rows, self.columns, self.m, self.d),
-                    *map(native.pointer, (self.x, self.y, self.cost)),
-                    self.threads,
-                )
-            )
         score, errors = self._score(g, epsilon, torch.float32), torch.empty(count + 1, dtype=torch.float64)
         done = self.library.sinkhorn_sweeps(
             *(self.rows, self.columns, self.m),
