@@ -7,8 +7,9 @@ Vaswani et al. 2017; by tiles, without the matrix, Dao et al. 2022 and 2023. Tim
 triton forms memory O(T + S) beside the bias and the mask. With lse, partial results over parts of the keys
 join (``merge``), and a Sinkhorn half-step is one call: lse is minus the potential over epsilon.
 
-A bias or a mask acts on the scores, before the softmax, so that the weights of a row always sum to one. Where
-neither lse, a bias nor a window is needed, torch's scaled_dot_product_attention is the quicker on a GPU.
+A bias or a mask acts on the scores, before the softmax, so that the weights of a row always sum to one. On a
+GPU, where neither lse, a temperature, a window nor the gradient of a bias is needed, prefer torch's own
+scaled_dot_product_attention: it calls the vendors' kernels.
 """
 
 from __future__ import annotations

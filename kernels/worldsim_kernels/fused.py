@@ -1,8 +1,9 @@
 """Softmax attention by torch's own fused CPU operator, which returns the log-sum-exp too.
 
-Measured in torch 2.13, it is 1.2 to 2 times as quick as the tiles, with these faults, mended or avoided here:
-a row that sees nothing has lse 0, an empty axis ends the process, a last axis whose numbers are not adjacent
-is read as if they were, and neither lse nor the bias has a gradient.
+Measured in torch 2.13 on one thread, it takes 1.2 to 2 times less than the tiles forward and 1 to 1.9 times
+less backward. It has these faults, mended or avoided here: a row that sees nothing has lse 0, an empty axis
+ends the process, a last axis whose numbers are not adjacent is read as if they were, and neither lse nor the
+bias has a gradient.
 """
 
 from __future__ import annotations

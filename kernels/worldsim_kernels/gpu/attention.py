@@ -28,8 +28,17 @@ BLOCKS = {
     16: (Block(64, 64, 4, 2), Block(64, 32, 4, 2), Block(32, 32, 4, 1)),
     32: (Block(32, 32, 4, 1), Block(32, 16, 4, 1), Block(16, 16, 4, 1)),
 }
-"""Bits of a number -> blocks for heads of at most 64, 128 and 256 numbers. Chosen so that no kernel takes more
-than the 99 KiB of shared memory of any GPU since Ampere (compiled for sm_90: at most 82); not yet tuned."""
+"""Bits of a number -> blocks for heads of at most 64, 128 and 256 numbers. Chosen so that no kernel takes
+more than the 99 KiB of shared memory of any GPU since Ampere (for sm_90 the compiler says at most 81, and that
+the backward's longest spill some registers); not tuned, as none has been timed."""
+
+
+@triton.jit
+def _place(length, SIZE: tl.constexpr):
+    """Which of the batches and heads a program works on, and where its block of ``length`` begins. One axis
+    of programs, as the others hold 65535 at most."""
+    blocks = tl.cdiv(length, SIZE)
+    return tl.program_id(0) // blocks, tl.program_id(0) % blocks * SIZE
 
 
 @triton.jit
@@ -84,8 +93,8 @@ def _forward(
     BIAS: tl.constexpr, MASK: tl.constexpr, TAU: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
-    first_query = tl.program_id(0) * M
-    b, h = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
+    member, first_query = _place(queries, M)
+    b, h = (member // heads).to(tl.int64), (member % heads).to(tl.int64)
     q += b * q_b + h * q_h
     k += b * k_b + h // shared * k_h
     v += b * v_b + h // shared * v_h
@@ -147,8 +156,8 @@ def _backward_queries(
     BIAS: tl.constexpr, MASK: tl.constexpr, TAU: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     HEAT: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
-    first_query = tl.program_id(0) * M
-    b, h = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
+    member, first_query = _place(queries, M)
+    b, h = (member // heads).to(tl.int64), (member % heads).to(tl.int64)
     q += b * q_b + h * q_h
     k += b * k_b + h // shared * k_h
     v += b * v_b + h // shared * v_h
@@ -201,9 +210,9 @@ def _backward_keys(
     BIAS: tl.constexpr, MASK: tl.constexpr, TAU: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
-    first_key = tl.program_id(0) * N
+    pair, first_key = _place(keys, N)
     groups = heads // shared
-    b, group = (tl.program_id(1) // groups).to(tl.int64), (tl.program_id(1) % groups).to(tl.int64)
+    b, group = (pair // groups).to(tl.int64), (pair % groups).to(tl.int64)
     to = first_key + tl.arange(0, N)
     inside = to < keys
     key = _rows(k + b * k_b + group * k_h, to, inside, k_t, k_d, width, K)
@@ -250,15 +259,17 @@ def _backward_bias(
     scale, queries, keys, heads, shared, width, values, window,
     q_b, q_t, q_h, q_d, k_b, k_t, k_h, k_d, v_b, v_t, v_h, v_d,
     biases, bias_b, bias_h, bias_t, bias_s, masks, mask_b, mask_h, mask_t, mask_s, g_b, g_t, g_h, g_d,
-    batch, own_heads, own_queries, own_keys, tiles,
+    batch, own_heads, own_queries, own_keys,
     BIAS: tl.constexpr, MASK: tl.constexpr, TAU: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     ALL_HEADS: tl.constexpr, ALL_QUERIES: tl.constexpr, ALL_KEYS: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
     """A tile of the bias's own shape [biases, own_heads, own_queries, own_keys]; ALL_HEADS, ALL_QUERIES
     and ALL_KEYS are the axes of one, over which it sums."""
-    own_b, own_h = tl.program_id(1) // own_heads, tl.program_id(1) % own_heads
-    tile_t, tile_s = tl.program_id(0) // tiles * M, tl.program_id(0) % tiles * N
+    tiles_s = tl.cdiv(own_keys, N)
+    pair, first = _place(tl.cdiv(own_queries, M) * tiles_s, 1)
+    own_b, own_h = pair // own_heads, pair % own_heads
+    tile_t, tile_s = first // tiles_s * M, first % tiles_s * N
     last_t, last_s, last_h = tile_t + 1, tile_s + 1, own_h + 1
     if ALL_QUERIES:
         last_t = queries
@@ -299,7 +310,7 @@ def _backward_bias(
     at = tile_t + tl.arange(0, M)
     to = tile_s + tl.arange(0, N)
     kept = (at < own_queries)[:, None] & (to < own_keys)[None, :]
-    into = d_bias + tl.program_id(1).to(tl.int64) * own_queries * own_keys
+    into = d_bias + pair.to(tl.int64) * own_queries * own_keys
     tl.store(into + (at.to(tl.int64) * own_keys)[:, None] + to[None, :], found, mask=kept)
 
 
@@ -355,7 +366,7 @@ def forward(
     call = _call(q, k, v, bias, mask, temperature, causal, window, scale)
     batch, queries, heads, _ = q.shape
     output, lse = q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(q.shape[:3], dtype=torch.float32)
-    grid = triton.cdiv(queries, call.block.queries), batch * heads
+    grid = (triton.cdiv(queries, call.block.queries) * batch * heads,)
     _forward[grid](*call.pointers, output, lse, *call.numbers, *call.strides, **_launch(call))
     return output, lse
 
@@ -388,7 +399,7 @@ def backward(
     d_q = d_k = d_v = d_bias = d_tau = None
     if needed[0] or needed[4]:
         d_q, heat = q.new_empty(q.shape), torch.empty_like(norm)
-        grid = triton.cdiv(queries, call.block.queries), batch * heads
+        grid = (triton.cdiv(queries, call.block.queries) * batch * heads,)
         _backward_queries[grid](
             *call.pointers, grad, norm, d_row, level, d_q, heat, *call.numbers, *strides,
             HEAT=needed[4], **launch,
@@ -397,16 +408,16 @@ def backward(
             d_tau = -heat.sum((0, 1)) / temperature.float()
     if needed[1] or needed[2]:
         d_k, d_v = k.new_empty(k.shape), v.new_empty(v.shape)
-        grid = triton.cdiv(k.shape[1], call.block.keys), batch * k.shape[2]
+        grid = (triton.cdiv(k.shape[1], call.block.keys) * batch * k.shape[2],)
         _backward_keys[grid](
             *call.pointers, grad, norm, d_row, d_k, d_v, *call.numbers, *strides, **launch
         )  # fmt: skip
     if bias is not None and needed[3]:
         d_bias = bias.new_empty(bias.shape, dtype=torch.float32)
-        tiles = triton.cdiv(bias.shape[3], call.block.keys)
-        grid = triton.cdiv(bias.shape[2], call.block.queries) * tiles, bias.shape[0] * bias.shape[1]
+        tiles = triton.cdiv(bias.shape[2], call.block.queries) * triton.cdiv(bias.shape[3], call.block.keys)
+        grid = (tiles * bias.shape[0] * bias.shape[1],)
         _backward_bias[grid](
-            *call.pointers, grad, norm, d_row, d_bias, *call.numbers, *strides, batch, *bias.shape[1:], tiles,
+            *call.pointers, grad, norm, d_row, d_bias, *call.numbers, *strides, batch, *bias.shape[1:],
             ALL_HEADS=bias.shape[1] == 1, ALL_QUERIES=bias.shape[2] == 1, ALL_KEYS=bias.shape[3] == 1,
             **launch,
         )  # fmt: skip
