@@ -29,8 +29,8 @@ BLOCKS = {
     32: (Block(32, 32, 4, 1), Block(32, 16, 4, 1), Block(16, 16, 4, 1)),
 }
 """Bits of a number -> blocks for heads of at most 64, 128 and 256 numbers. Chosen so that no kernel takes
-more than the 99 KiB of shared memory of any GPU since Ampere (for sm_90 the compiler says at most 81, and that
-the backward's longest spill some registers); not tuned, as none has been timed."""
+more than the 99 KiB of shared memory of any GPU since Ampere (for sm_90 the compiler says at most 81, and
+that the backward's longest spill some registers); not tuned, as none has been timed."""
 
 
 @triton.jit
