@@ -49,10 +49,10 @@ def _outer(
     x, dy, offsets, dw, inner, columns, x_row, x_inner, dy_row, dy_column,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
-    group = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1).to(tl.int64)
     across = tl.cdiv(columns, COLUMNS)
-    k = ((tl.program_id(1) // across) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    column = ((tl.program_id(1) % across) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
+    k = ((tl.program_id(0) // across) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    column = ((tl.program_id(0) % across) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
     start, end = tl.load(offsets + group), tl.load(offsets + group + 1)
     total = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
     for at in range(0, end - start, INNER):
@@ -90,7 +90,7 @@ def outer(x: Tensor, dy: Tensor, offsets: Tensor) -> Tensor:
     dw = torch.empty(groups, inner, columns, dtype=x.dtype, device=x.device)
     rows, width, depth, warps, stages = TILES[x.element_size()]
     if dw.numel():
-        _outer[(groups, triton.cdiv(inner, rows) * triton.cdiv(columns, width))](
+        _outer[(triton.cdiv(inner, rows) * triton.cdiv(columns, width), groups)](
             *(x, dy, offsets.contiguous(), dw, inner, columns, *x.stride(), *dy.stride()),
             ROWS=rows, COLUMNS=width, INNER=depth, num_warps=warps, num_stages=stages,
         )  # fmt: skip
