@@ -79,7 +79,7 @@ void NAME(affine_scan)(const REAL *a, const REAL *b, const REAL *initial, REAL *
                        const int64_t *sizes, const int64_t *as, const int64_t *bs, const int64_t *is,
                        int reverse, int threads) {
     NAME(job_t) job = {.a = a, .b = b, .initial = initial, .made = out, .state = state, .reverse = reverse};
-    job.length = sizes[1], job.lanes = sizes[2], job.width = width_of(sizes[2]);
+    job.length = sizes[1], job.lanes = sizes[2], job.width = width_of(sizes[0], sizes[2], threads);
     job.tiles = (job.lanes + job.width - 1) / job.width;
     memcpy(job.as, as, sizeof job.as), memcpy(job.bs, bs, sizeof job.bs), memcpy(job.is, is, sizeof job.is);
     run_team(sizes[0] * job.tiles, threads, NAME(forward), &job);
@@ -92,7 +92,7 @@ void NAME(affine_scan_backward)(const REAL *a, const REAL *initial, const REAL *
                                 const int64_t *es, int reverse, int threads) {
     NAME(job_t) job = {.a = a, .initial = initial, .out = out, .grad = grad, .grad_state = grad_state};
     job.da = da, job.db = db, job.dinitial = dinitial, job.reverse = reverse;
-    job.length = sizes[1], job.lanes = sizes[2], job.width = width_of(sizes[2]);
+    job.length = sizes[1], job.lanes = sizes[2], job.width = width_of(sizes[0], sizes[2], threads);
     job.tiles = (job.lanes + job.width - 1) / job.width;
     memcpy(job.as, as, sizeof job.as), memcpy(job.is, is, sizeof job.is);
     memcpy(job.gs, gs, sizeof job.gs), memcpy(job.es, es, sizeof job.es);
