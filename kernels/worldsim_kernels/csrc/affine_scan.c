@@ -7,7 +7,7 @@
 /* Lanes of a tile: long runs of memory, yet a tile for every thread. Lanes do not meet, so that their bits do
    not depend on it. */
 static int64_t width_of(int64_t batch, int64_t lanes, int threads) {
-    int64_t shares = batch < threads ? (threads + batch - 1) / (batch ? batch : 1) : 1;
+    int64_t shares = batch > 0 && batch < threads ? (threads + batch - 1) / batch : 1;
     int64_t width = (lanes / shares + 63) / 64 * 64;
     return width < 64 ? 64 : width > WIDEST ? WIDEST : width;
 }
