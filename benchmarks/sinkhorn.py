@@ -6,9 +6,9 @@ Two Gaussian clouds of n points in d dimensions, of deviations 1 and 1.5, and an
 of the exact cost. A run counts when the plan it ends with, rounded to the exact marginals (Altschuler, Weed
 and Rigollet 2017), costs at most one per cent more than POT's network simplex finds, so that every row has an
 answer of the same worth. Ours stops by its own certified gap, at a tolerance of half a per cent, knowing
-nothing of the exact cost (the rest is for what epsilon itself costs). POT's solvers get the fewest iterations,
-of a power of two, with which they count (its epsilon scaling: inner ones), and are given the matrix of costs,
-which ours has to compute. Prints milliseconds of this process's own time (the best of three where that is
+nothing of the exact cost (the rest is for what epsilon itself costs). POT's solvers get the fewest
+iterations, of a power of two, with which they count (its epsilon scaling: inner ones), and are given the
+matrix of costs, which ours has to compute. Prints milliseconds of this process's own time (the best of three where that is
 short), iterations, the excess over the exact cost, and times as long as ours.
 """
 

@@ -90,7 +90,7 @@ def sinkhorn(
     and for an epsilon, tolerance or count out of range; in the backward pass RuntimeError where the
     iterations had not converged, since the gradient would be wrong.
     """
-    expect_clouds(x, y)
+    _expect_clouds(x, y)
     _expect_positive("epsilon", epsilon)
     _expect_positive("tolerance", tolerance)
     if max_iterations < 1:
@@ -111,7 +111,7 @@ def sinkhorn(
     return Sinkhorn(*(each.reshape((*lead, *each.shape[1:])) for each in (value, f, g, *rest)))
 
 
-def expect_clouds(x: Tensor, y: Tensor) -> None:
+def _expect_clouds(x: Tensor, y: Tensor) -> None:
     for name, points in (("x", x), ("y", y)):
         axes = [("...", None)] * max(0, points.dim() - 2) if isinstance(points, Tensor) else []
         expect("sinkhorn", name, points, [*axes, ("points", None), ("d", None)], like=x)
