@@ -8,8 +8,8 @@ and Rigollet 2017), costs at most one per cent more than POT's network simplex f
 answer of the same worth. Ours stops by its own certified gap, at a tolerance of half a per cent, knowing
 nothing of the exact cost (the rest is for what epsilon itself costs). POT's solvers get the fewest
 iterations, of a power of two, with which they count (its epsilon scaling: inner ones), and are given the
-matrix of costs, which ours has to compute. Prints milliseconds of this process's own time (the best of three where that is
-short), iterations, the excess over the exact cost, and times as long as ours.
+matrix of costs, which ours has to compute. Prints milliseconds of this process's own time (the best of three
+where that is short), iterations, the excess over the exact cost, and times as long as ours.
 """
 
 from __future__ import annotations
