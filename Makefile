@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run test lint docs studies browser clean
+.PHONY: help run test lint docs studies bench browser clean
 
 VENV ?= .venv
 RESULTS ?= results/quickstart
@@ -26,6 +26,7 @@ help:
 	@echo "make lint     ruff and mypy"
 	@echo "make docs     the documentation, in docs/_build/html"
 	@echo "make studies  the published claims, measured again; K=s50 for one of them"
+	@echo "make bench    the kernels beside their peers and the machine's limits, in a minute"
 	@echo "make browser  look at the report in headless chromium"
 	@echo "make clean    delete what make built; results stay"
 
@@ -46,6 +47,9 @@ docs: $(VENV)/.docs
 
 studies: $(VENV)/.installed
 	$(BIN)/python -m studies $(if $(K),-k $(K))
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/kernels.py --quick
 
 browser: $(RESULTS)/report.html
 	$(BIN)/python tests/browser/check.py $(RESULTS)/report.html
