@@ -124,11 +124,21 @@ INLINE const float *values(const float *at, int64_t stride, int64_t n, float *ga
     return gathered;
 }
 
-INLINE f32x16 step_of(const job_t *job, const tile_t *at, int64_t t, f32x16 *slope) {
-    f32x16 x = load(at->delta + t * job->ds[1], job->ds[2], at->lanes) + at->bias;
-    if (job->softplus) return softplus(x, slope);
-    if (slope) *slope = splat(1.0f);
-    return x;
+/* Of the tokens of a chunk: the step, its slope, and what the state is given (before B). Apart from the loop
+   over states, so that its long chains of dependent operations overlap. */
+typedef struct {
+    f32x16 delta[CHUNK], slope[CHUNK], u[CHUNK], written[CHUNK], y[CHUNK], grad[CHUNK];
+} chunk_t;
+
+INLINE void take_chunk(const job_t *job, const tile_t *at, int64_t start, int64_t size, int slopes, chunk_t *into) {
+    for (int64_t k = 0; k < size; k++) {
+        int64_t t = start + k;
+        f32x16 x = load(at->delta + t * job->ds[1], job->ds[2], at->lanes) + at->bias;
+        into->slope[k] = splat(1.0f);
+        into->delta[k] = job->softplus ? softplus(x, slopes ? &into->slope[k] : NULL) : x;
+        into->u[k] = load(at->u + t * job->us[1], job->us[2], at->lanes);
+        into->written[k] = into->delta[k] * into->u[k];
+    }
 }
 
 /* The [channel, n] matrix of a tile as one vector for each n; zeros when absent. */
@@ -149,25 +159,31 @@ INLINE void forward_tile(job_t *job, int64_t item, const int n) {
     take(job->a2, at.channel * job->n, n, at.lanes, a2);
     take(job->initial, corner, n, at.lanes, h);
     for (int i = 0; i < n; i++) h[i] += 0.0f * a2[i]; /* a NaN in A shows, though exp2 hides it */
-    for (int64_t t = 0; t < job->length; t++) {
-        f32x16 delta = step_of(job, &at, t, NULL);
-        f32x16 u = load(at.u + t * job->us[1], job->us[2], at.lanes);
-        f32x16 written = delta * u, y = at.d * u, other = splat(0);
-        const float *b = values(at.b + t * job->bs[1], job->bs[3], n, some_b);
-        const float *c = values(at.c + t * job->cs[1], job->cs[3], n, some_c);
-        _Pragma("GCC unroll 16") for (int i = 0; i < n; i++) {
-            h[i] = exp2_f32x16(delta * a2[i]) * h[i] + written * b[i];
-            if (i % 2)
-                other += h[i] * c[i];
-            else
-                y += h[i] * c[i];
+    chunk_t chunk;
+    for (int64_t start = 0; start < job->length; start += CHUNK) {
+        int64_t size = job->length - start < CHUNK ? job->length - start : CHUNK;
+        take_chunk(job, &at, start, size, 0, &chunk);
+        for (int64_t k = 0; k < size; k++) {
+            const float *b = values(at.b + (start + k) * job->bs[1], job->bs[3], n, some_b);
+            const float *c = values(at.c + (start + k) * job->cs[1], job->cs[3], n, some_c);
+            f32x16 delta = chunk.delta[k], written = chunk.written[k], even = at.d * chunk.u[k], odd = splat(0);
+            _Pragma("GCC unroll 16") for (int i = 0; i < n; i++) {
+                h[i] = exp2_f32x16(delta * a2[i]) * h[i] + written * b[i];
+                if (i % 2)
+                    odd += h[i] * c[i];
+                else
+                    even += h[i] * c[i];
+            }
+            chunk.y[k] = even + odd;
         }
-        y += other;
-        if (at.z) {
-            f32x16 z = load(at.z + t * job->zs[1], job->zs[2], at.lanes);
-            y *= z * sigmoid(z);
+        for (int64_t k = 0; k < size; k++) {
+            f32x16 y = chunk.y[k];
+            if (at.z) {
+                f32x16 z = load(at.z + (start + k) * job->zs[1], job->zs[2], at.lanes);
+                y *= z * sigmoid(z);
+            }
+            store(job->out + (at.batch * job->length + start + k) * width + at.channel, 1, y, at.lanes);
         }
-        store(job->out + (at.batch * job->length + t) * width + at.channel, 1, y, at.lanes);
     }
     give(job->state, corner, n, at.lanes, h);
 }
@@ -211,7 +227,8 @@ INLINE void backward_tile(const job_t *job, int64_t block, tile_t at, memory_t m
     const int padded = (n + 15) / 16 * 16;
     int64_t width = job->groups * job->channels, length = job->length;
     int64_t corner = (at.batch * width + at.channel) * job->n;
-    f32x16 a2[n], carried[n], da2[n], to_b[padded], to_c[padded], delta[CHUNK], slope[CHUNK], y[CHUNK];
+    f32x16 a2[n], carried[n], da2[n], to_b[padded], to_c[padded];
+    chunk_t chunk;
     double total[n][16];
     float some_b[n], some_c[n];
     f32x16 dd = splat(0), dbias = splat(0);
@@ -221,43 +238,49 @@ INLINE void backward_tile(const job_t *job, int64_t block, tile_t at, memory_t m
 
     f32x16 *h = memory.h;
     take(job->initial, corner, n, at.lanes, h);
-    for (int64_t t = 0; t < length; t++) {
-        if (t % CHUNK == 0) memcpy(memory.kept + t / CHUNK * n, h, n * sizeof(f32x16));
-        f32x16 step = step_of(job, &at, t, NULL);
-        f32x16 written = step * load(at.u + t * job->us[1], job->us[2], at.lanes);
-        const float *b = values(at.b + t * job->bs[1], job->bs[3], n, some_b);
-        _Pragma("GCC unroll 16") for (int i = 0; i < n; i++)
-            h[i] = exp2_f32x16(step * a2[i]) * h[i] + written * b[i];
+    for (int64_t start = 0; start < length; start += CHUNK) {
+        int64_t size = length - start < CHUNK ? length - start : CHUNK;
+        memcpy(memory.kept + start / CHUNK * n, h, n * sizeof(f32x16));
+        take_chunk(job, &at, start, size, 0, &chunk);
+        for (int64_t k = 0; k < size; k++) {
+            const float *b = values(at.b + (start + k) * job->bs[1], job->bs[3], n, some_b);
+            f32x16 delta = chunk.delta[k], written = chunk.written[k];
+            _Pragma("GCC unroll 16") for (int i = 0; i < n; i++)
+                h[i] = exp2_f32x16(delta * a2[i]) * h[i] + written * b[i];
+        }
     }
 
     for (int64_t start = (length - 1) / CHUNK * CHUNK; start >= 0 && length; start -= CHUNK) {
         int64_t size = length - start < CHUNK ? length - start : CHUNK;
         memcpy(memory.h, memory.kept + start / CHUNK * n, n * sizeof(f32x16));
+        take_chunk(job, &at, start, size, 1, &chunk);
         for (int64_t k = 0; k < size; k++) {
-            int64_t t = start + k;
-            delta[k] = step_of(job, &at, t, &slope[k]);
-            f32x16 u = load(at.u + t * job->us[1], job->us[2], at.lanes), written = delta[k] * u, sum = at.d * u;
-            const float *b = values(at.b + t * job->bs[1], job->bs[3], n, some_b);
-            const float *c = values(at.c + t * job->cs[1], job->cs[3], n, some_c);
+            const float *b = values(at.b + (start + k) * job->bs[1], job->bs[3], n, some_b);
+            const float *c = values(at.c + (start + k) * job->cs[1], job->cs[3], n, some_c);
             f32x16 *before = memory.h + k * n, *after = before + n, *a = memory.a + k * n;
+            f32x16 delta = chunk.delta[k], written = chunk.written[k], y = at.d * chunk.u[k];
             _Pragma("GCC unroll 16") for (int i = 0; i < n; i++) {
-                a[i] = exp2_f32x16(delta[k] * a2[i]);
+                a[i] = exp2_f32x16(delta * a2[i]);
                 after[i] = a[i] * before[i] + written * b[i];
-                sum += after[i] * c[i];
+                y += after[i] * c[i];
             }
-            y[k] = sum;
+            chunk.y[k] = y;
+        }
+        for (int64_t k = 0; k < size; k++) {
+            int64_t t = start + k, place = (at.batch * length + t) * width + at.channel;
+            f32x16 g = at.grad ? load(at.grad + t * job->gs[1], job->gs[2], at.lanes) : splat(0);
+            if (at.z) {
+                f32x16 z = load(at.z + t * job->zs[1], job->zs[2], at.lanes), gate = sigmoid(z);
+                store(job->dz + place, 1, g * chunk.y[k] * gate * (1.0f + z * (1.0f - gate)), at.lanes);
+                g *= z * gate;
+            }
+            chunk.grad[k] = g;
         }
         memset(da2, 0, sizeof da2);
         f32x16 dd_chunk = splat(0), dbias_chunk = splat(0);
         for (int64_t k = size - 1; k >= 0; k--) {
             int64_t t = start + k, place = (at.batch * length + t) * width + at.channel;
-            f32x16 u = load(at.u + t * job->us[1], job->us[2], at.lanes), written = delta[k] * u;
-            f32x16 g = at.grad ? load(at.grad + t * job->gs[1], job->gs[2], at.lanes) : splat(0);
-            if (at.z) {
-                f32x16 z = load(at.z + t * job->zs[1], job->zs[2], at.lanes), gate = sigmoid(z);
-                store(job->dz + place, 1, g * y[k] * gate * (1.0f + z * (1.0f - gate)), at.lanes);
-                g *= z * gate;
-            }
+            f32x16 u = chunk.u[k], delta = chunk.delta[k], written = chunk.written[k], g = chunk.grad[k];
             const float *b = values(at.b + t * job->bs[1], job->bs[3], n, some_b);
             const float *c = values(at.c + t * job->cs[1], job->cs[3], n, some_c);
             const f32x16 *before = memory.h + k * n, *after = before + n, *a = memory.a + k * n;
@@ -270,10 +293,10 @@ INLINE void backward_tile(const job_t *job, int64_t block, tile_t at, memory_t m
                 carried[i] = a[i] * l;
                 f32x16 product = carried[i] * before[i];
                 by_a += product * a2[i];
-                da2[i] += product * delta[k];
+                da2[i] += product * delta;
             }
-            f32x16 dx = (0.693147181f * by_a + u * by_b) * slope[k];
-            store(job->du + place, 1, g * at.d + delta[k] * by_b, at.lanes);
+            f32x16 dx = (0.693147181f * by_a + u * by_b) * chunk.slope[k];
+            store(job->du + place, 1, g * at.d + delta * by_b, at.lanes);
             store(job->ddelta + place, 1, dx, at.lanes);
             dd_chunk += g * u, dbias_chunk += dx;
             int64_t line = (((block * job->batch + at.batch) * length + t) * job->groups + at.group) * n;
