@@ -168,11 +168,13 @@ def _forward(
         from worldsim_kernels.gpu import attention as gpu
 
         return gpu.forward(q, k, v, bias, mask, temperature, causal, window, scale)
+    made = None
     if fused.applies(q, k, v, bias, mask, temperature, causal, window):
-        output, lse = fused.forward(q, k, v, bias, mask, temperature, causal, scale)
-    else:
+        made = fused.forward(q, k, v, bias, mask, temperature, causal, scale)
+    if made is None:
         scores = Scores.of(q, k, bias, mask, temperature, causal, window, scale)
-        output, lse = tiled_forward(scores, heads_first(v))
+        made = tiled_forward(scores, heads_first(v))
+    output, lse = made
     return output.transpose(1, 2).to(q.dtype).contiguous(), lse.transpose(1, 2).contiguous()
 
 

@@ -89,6 +89,31 @@ def test_a_query_that_sees_nothing_gets_nothing(backend):
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_what_a_mask_leaves_and_causal_hides_is_not_seen(backend):
+    q = torch.randn(2, 7, 4, 8, generator=torch.Generator().manual_seed(0))
+    rows, keys = torch.ones(7, 7, dtype=torch.bool), torch.ones(2, 1, 1, 7, dtype=torch.bool)
+    rows[3, :4], keys[1, ..., :2] = False, False
+    for mask, blind in ((rows, [(0, 3), (1, 3)]), (keys, [(1, 0), (1, 1)])):
+        output, lse = attend(q, q, q, mask=mask, causal=True, backend=backend)
+        assert (lse == -math.inf).all(-1).nonzero().tolist() == [list(each) for each in blind]
+        assert (output == 0).flatten(2).all(-1).nonzero().tolist() == [list(each) for each in blind]
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("where", ["q", "k", "bias"])
+def test_a_row_of_scores_that_are_not_numbers_is_not_a_row_without_keys(where, backend):
+    given = {"q": torch.ones(2, 7, 4, 8), "k": torch.ones(2, 7, 4, 8), "bias": torch.zeros(2, 4, 7, 7)}
+    # Query 2 of head 1 of sample 0, or the first key there, which is all that query 0 may see.
+    place = {"q": (0, 2, 1), "k": (0, 0, 1), "bias": (0, 1, 2)}[where]
+    given[where][place] = math.nan
+    output, lse = attend(**given, v=torch.ones(2, 7, 4, 8), causal=True, backend=backend)
+    touched = [[0, i, 1] for i in ((2,) if where != "k" else range(7))]
+    assert lse.isnan().nonzero().tolist() == touched
+    assert output.isnan().all(-1).nonzero().tolist() == touched
+    assert output.isnan().sum() == 8 * len(touched)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
 @pytest.mark.parametrize("shape", [{"T": 0}, {"S": 0}, {"B": 0}, {"T": 0, "S": 0}, {"V": 0}], ids=str)
 def test_empty_axes(shape, backend):
     inputs, _, _ = made(**{"warm": True, "bias": (4, 1, 1)} | shape)
