@@ -20,6 +20,8 @@ from worldsim_kernels.arguments import expect, same_dtype
 FEW = 4
 LOSS = 16
 """The expansion's error is a few epsilons of |x|^2 + |y|^2, and may be so many times larger in a distance."""
+CHUNK = 2**22
+"""Numbers of the differences that are held at a time."""
 
 
 def pairwise(x: Tensor, y: Tensor, *, squared: bool = True) -> Tensor:
@@ -99,7 +101,8 @@ def _by_feature(x: Tensor, y: Tensor) -> Tensor:
 def _centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if x.shape[-2] == 0:
         return x, y
-    middle = x.mean(-2, keepdim=True)
+    # One point that is not finite must not make all others so.
+    middle = torch.where(x.isfinite(), x, 0).mean(-2, keepdim=True)
     return x - middle, y - middle
 
 
@@ -108,7 +111,8 @@ def _expanded(x: Tensor, y: Tensor) -> Tensor:
     left, right = _centred(x, y)
     sums = left.square().sum(-1)[..., :, None] + right.square().sum(-1)[..., None, :]
     found = (sums - 2 * left @ right.mT).clamp_(min=0)
-    lost = (found < sums / LOSS).nonzero(as_tuple=True)
-    difference = x[lost[:-1]] - y[*lost[:-2], lost[-1]]
-    found[lost] = difference.square().sum(-1)
+    lost = ((found < sums / LOSS) | sums.isinf()).nonzero()
+    for pairs in lost.split(max(1, CHUNK // x.shape[-1])):
+        at = pairs.unbind(-1)
+        found[at] = (x[at[:-1]] - y[*at[:-2], at[-1]]).square().sum(-1)
     return found

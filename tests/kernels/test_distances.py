@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from worldsim_kernels import pairwise
+from worldsim_kernels import distances, pairwise
 from worldsim_kernels.distances import pairwise_reference
 
 torch.set_num_threads(1)
@@ -75,6 +75,28 @@ def test_float32_gradients_are_within_the_bound():
     found = torch.autograd.grad(pairwise(x, y), (x, y), weights)
     expected = torch.autograd.grad(pairwise_reference(*high), high, weights.double())
     assert max(map(error, found, expected)) <= 5e-6
+
+
+@pytest.mark.parametrize("d", [3, 9])
+def test_a_point_that_is_not_finite_keeps_to_itself(d):
+    x, y = clouds(d)
+    found = pairwise(x, y)
+    x[4, 1], x[7, 0] = torch.nan, torch.inf
+    y.requires_grad_()
+    broken = pairwise(x, y)
+    assert broken[4].isnan().all()
+    assert (broken[7] == torch.inf).all()
+    whole = [i for i in range(37) if i not in (4, 7)]
+    torch.testing.assert_close(broken[whole].detach(), found[whole], rtol=1e-13, atol=0)
+
+
+def test_pairs_taken_by_differences_are_taken_in_parts(monkeypatch):
+    x, y = clouds(9, lead=(2,))
+    x[:, ::2] += 100
+    y[:, ::2] += 100
+    whole = pairwise(x, y)
+    monkeypatch.setattr(distances, "CHUNK", 100)
+    assert torch.equal(pairwise(x, y), whole)
 
 
 @pytest.mark.parametrize(("n", "m"), [(0, 3), (3, 0), (0, 0)])
