@@ -3,8 +3,10 @@
 Each ``csrc/NAME.c`` becomes one shared library. It is compiled once for this processor and kept under
 ``$XDG_CACHE_HOME/worldsim/native`` (``~/.cache`` when unset), named by a hash of the sources, the flags, the
 compiler and the processor, so that a home shared by unlike machines is safe; two processes that compile at
-once write the same bits, and the last to finish replaces the other's file whole. Where no compiler is found,
-or where it fails, ``library`` raises Unavailable with the reason and the torch path runs.
+once write the same bits, and the last to finish replaces the other's file whole. One that cannot be loaded,
+since a disk was full or its folder may hold no programs, is compiled again in a folder of this process.
+Where no compiler is found, or where it fails, ``library`` raises Unavailable with the reason and the torch
+path runs.
 
 ``-ffast-math`` is never used: linking with it switches flush-to-zero on for the whole process.
 """
@@ -15,6 +17,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -43,7 +46,7 @@ def library(name: str) -> ctypes.CDLL:
     reason = why_not(name)
     if reason is not None:
         raise Unavailable(reason)
-    return ctypes.CDLL(str(_built(name)))
+    return _loaded(name)
 
 
 @cache
@@ -54,19 +57,24 @@ def why_not(name: str) -> str | None:
     if compiler() is None:
         return "no C compiler (cc, gcc or clang) is on the PATH"
     try:
-        _built(name)
-    except Unavailable as problem:
+        _loaded(name)
+    except (Unavailable, OSError) as problem:
         return str(problem)
     return None
 
 
 @cache
 def compiler() -> str | None:
-    """The path of the compiler: ``$CC``, or the first of cc, gcc and clang; None when there is none."""
-    wanted = os.environ.get("CC")
-    return next(
-        (found for found in map(shutil.which, filter(None, (wanted, "cc", "gcc", "clang"))) if found), None
-    )
+    """The path of the compiler: ``$CC``, or the first of cc, gcc and clang; None when there is none.
+
+    ``$CC`` may have arguments, as "ccache gcc", which then stand behind the path.
+    """
+    for wanted in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
+        first, *others = shlex.split(wanted) or [""]
+        found = shutil.which(first)
+        if found:
+            return shlex.join([found, *others])
+    return None
 
 
 def threads(work: float) -> int:
@@ -89,6 +97,21 @@ def strides(tensor: Tensor | None, axes: int) -> ctypes.Array[ctypes.c_int64]:
 
 
 @cache
+def _loaded(name: str) -> ctypes.CDLL:
+    target = _built(name)
+    try:
+        return ctypes.CDLL(str(target))
+    except OSError:
+        own = _own_folder() / target.name
+        if not own.exists():
+            _compile(CSRC / f"{name}.c", own)
+    try:
+        return ctypes.CDLL(str(own))
+    except OSError as problem:
+        raise Unavailable(f"what {compiler()} made of {name}.c cannot be loaded: {problem}") from problem
+
+
+@cache
 def _built(name: str) -> Path:
     target = cache_folder() / f"{name}-{_digest(name)}.so"
     if not target.exists():
@@ -99,14 +122,19 @@ def _built(name: str) -> Path:
 @cache
 def cache_folder() -> Path:
     """Where libraries are kept; a folder of this process when that place cannot be written."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "worldsim" / "native"
     try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute()
+        folder = root / "worldsim" / "native"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="worldsim-native-"))
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home
+        return _own_folder()
+
+
+@cache
+def _own_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="worldsim-native-"))
 
 
 def _digest(name: str) -> str:
@@ -119,7 +147,7 @@ def _digest(name: str) -> str:
 @cache
 def _version() -> str:
     path = compiler()
-    return "" if path is None else path + _run([path, "--version"]).stdout
+    return "" if path is None else path + _run([*shlex.split(path), "--version"]).stdout
 
 
 @cache
@@ -139,7 +167,9 @@ def _compile(source: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
         for flags in TARGETS:
-            done = _run([path, *COMMON, *flags, "-I", str(CSRC), "-o", str(made), str(source), "-lm"])
+            done = _run(
+                [*shlex.split(path), *COMMON, *flags, "-I", str(CSRC), "-o", str(made), str(source), "-lm"]
+            )
             if done.returncode == 0:
                 os.replace(made, target)
                 return

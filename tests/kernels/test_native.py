@@ -13,7 +13,7 @@ needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="NOT RUN: 
 PROGRAM = '#include "vector.h"\nint answer(void) { return 42; }\n'
 EXP = """#include "vector.h"
 void all_exp(const float *x, float *y, int64_t n) {
-    for (int64_t i = 0; i < n; i += 16) *(f32x16u *)(y + i) = exp_f32x16(*(const f32x16u *)(x + i));
+    for (int64_t i = 0; i < n; i += LANES_f32) *(f32vu *)(y + i) = exp_f32(*(const f32vu *)(x + i));
 }
 typedef struct { int64_t *out; } job;
 static void square(void *context, int64_t item) { ((job *)context)->out[item] = item * item; }
@@ -47,11 +47,11 @@ def test_a_source_is_compiled_once_and_again_when_it_changes(place):
     assert native.library("one").answer() == 42
     (file,) = kept(place)
     stamp = file.stat().st_mtime_ns
-    for each in (native.library, native.why_not, native._built):
+    for each in (native.library, native.why_not, native._loaded, native._built):
         each.cache_clear()
     assert native.library("one").answer() == 42
     assert kept(place)[0].stat().st_mtime_ns == stamp
-    for each in (native.library, native.why_not, native._built):
+    for each in (native.library, native.why_not, native._loaded, native._built):
         each.cache_clear()
     (place / "one.c").write_text(PROGRAM.replace("42", "43"))
     assert native.library("one").answer() == 43
@@ -83,6 +83,42 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_one(place, mo
     (place / "one.c").write_text(PROGRAM)
     assert native.library("one").answer() == 42
     assert "worldsim-native-" in str(native.cache_folder())
+
+
+@needs_compiler
+def test_a_kept_library_that_cannot_be_loaded_is_compiled_again(place):
+    (place / "one.c").write_text(PROGRAM)
+    folder = native.cache_folder()
+    (folder / f"one-{native._digest('one')}.so").write_text("")
+    assert native.library("one").answer() == 42
+
+
+def test_what_the_compiler_made_but_nothing_can_load_is_a_reason(place, monkeypatch):
+    (place / "one.c").write_text(PROGRAM)
+    script = 'while [ $# -gt 0 ]; do [ "$1" = -o ] && echo no > "$2"; shift; done; exit 0\n'
+    (place / "false").write_text(f"#!/bin/sh\n{script}")
+    (place / "false").chmod(0o755)
+    monkeypatch.setenv("CC", str(place / "false"))
+    assert "cannot be loaded" in native.why_not("one")
+
+
+@needs_compiler
+def test_the_compiler_may_have_arguments(place, monkeypatch):
+    (place / "one.c").write_text(PROGRAM.replace("42", "ANSWER"))
+    monkeypatch.setenv("CC", f"{native.compiler()} -DANSWER=43")
+    native.compiler.cache_clear()
+    assert native.library("one").answer() == 43
+
+
+@needs_compiler
+def test_a_user_without_a_home_has_a_temporary_cache(place, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(native.Path, "home", homeless)
+    (place / "one.c").write_text(PROGRAM)
+    assert native.library("one").answer() == 42
 
 
 @needs_compiler
