@@ -112,7 +112,7 @@ def _expanded(x: Tensor, y: Tensor) -> Tensor:
     sums = left.square().sum(-1)[..., :, None] + right.square().sum(-1)[..., None, :]
     found = (sums - 2 * left @ right.mT).clamp_(min=0)
     lost = ((found < sums / LOSS) | sums.isinf()).nonzero()
-    for pairs in lost.split(max(1, CHUNK // x.shape[-1])):
+    for pairs in torch.split(lost, max(1, CHUNK // x.shape[-1])):
         at = pairs.unbind(-1)
         found[at] = (x[at[:-1]] - y[*at[:-2], at[-1]]).square().sum(-1)
     return found

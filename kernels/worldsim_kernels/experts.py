@@ -94,8 +94,8 @@ def route(
     if not isinstance(logits, Tensor) or logits.dim() == 0:
         expect("route", "logits", logits, [("...", None), ("E", None)])
     expect("route", "logits", logits, [(f"axis {i}", n) for i, n in enumerate(logits.shape)])
-    if not 1 <= k <= logits.shape[-1]:
-        raise ValueError(f"route: k is {k}; expected 1 to {logits.shape[-1]}, the number of experts")
+    if not isinstance(k, int) or not 1 <= k <= logits.shape[-1]:
+        raise ValueError(f"route: k is {k!r}; expected 1 to {logits.shape[-1]}, the number of experts")
     z = logits.to(dtype_of("statistics", logits.dtype))
     if gradient == "softmax":
         if bias is not None:
@@ -156,7 +156,7 @@ def balance_loss(routing: Routing) -> Tensor:
 
     Its gradient goes through P alone.
     """
-    probabilities = routing.probabilities.flatten(0, -2)
+    probabilities = routing.probabilities.reshape(-1, routing.probabilities.shape[-1])
     mean = probabilities.sum(0) / max(len(probabilities), 1)
     return probabilities.shape[-1] * (load(routing) * mean).sum()
 
@@ -170,7 +170,8 @@ def z_loss(logits: Tensor) -> Tensor:
 
 def dispatch(experts: Tensor, count: int) -> Dispatch:
     """Sort the assignments ``experts`` [..., k] of tokens to ``count`` experts."""
-    expect("dispatch", "experts", experts, [("...", None)] * experts.dim(), dtypes=(torch.int64,))
+    axes = [("...", None)] * experts.dim() if isinstance(experts, Tensor) else []
+    expect("dispatch", "experts", experts, axes, dtypes=(torch.int64,))
     ordered, order = experts.flatten().sort(stable=True)
     bounds = torch.arange(count + 1, device=experts.device)
     return Dispatch(order, order.argsort(), torch.searchsorted(ordered, bounds))

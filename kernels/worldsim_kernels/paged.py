@@ -92,6 +92,8 @@ class PagedCache:
     def fork(self, sequence: int, count: int = 1) -> list[int]:
         """``count`` new sequences with the tokens of this one, of which nothing is copied yet."""
         found = self._known(sequence)
+        if count < 0:
+            raise ValueError(f"PagedCache: count is {count}; expected at least 0")
         for each in found.table:
             self._owners[each] += count
         return [self._enter(_Sequence(found.length, list(found.table))) for _ in range(count)]

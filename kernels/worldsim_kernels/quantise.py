@@ -39,8 +39,10 @@ def quantise(x: Tensor, rows: int | None = None) -> Quantised:
 
     Rounds to nearest. Raises ValueError when ``rows`` does not divide n.
     """
-    expect("quantise", "x", x, tuple((letter, None) for letter in "ABCDEFGH"[: max(x.dim(), 2)]))
-    length = x.shape[-2]
+    _expect_rows("quantise", x, 2)
+    length, width = x.shape[-2:]
+    if width == 0:
+        raise ValueError(f"quantise: x has shape {list(x.shape)}; expected at least one number in a row")
     rows = max(length, 1) if rows is None else rows
     if rows < 1 or length % rows:
         raise ValueError(f"quantise: rows is {rows}, which does not divide the {length} rows of x")
@@ -56,6 +58,7 @@ def incoherent(x: Tensor, signs: Tensor) -> Tensor:
 
     The fast Walsh-Hadamard transform, d log2 d additions a row. Raises ValueError unless d is a power of two.
     """
+    _expect_rows("incoherent", x, 1)
     width = x.shape[-1]
     if width < 1 or width & (width - 1):
         raise ValueError(f"incoherent: x has rows of {width} numbers; a Hadamard matrix needs a power of two")
@@ -67,6 +70,11 @@ def incoherent(x: Tensor, signs: Tensor) -> Tensor:
         made = torch.stack((left + right, left - right), -2).flatten(-3)
         half *= 2
     return made.div(width**0.5)
+
+
+def _expect_rows(kernel: str, x: Tensor, least: int) -> None:
+    leading = x.dim() - least if isinstance(x, Tensor) else 0
+    expect(kernel, "x", x, [("...", None)] * leading + [("n", None), ("d", None)][-least:])
 
 
 def random_signs(width: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -88,11 +88,21 @@ def test_errors_of_offsets(offsets, kind, words, normal):
             grouped_matmul(normal(6, 5), normal(3, 5, 2), offsets, **settings)
 
 
+def test_one_token_needs_no_axis(normal):
+    x = normal(5)
+    one, many = route(x, 2), route(x[None], 2)
+    assert torch.equal(balance_loss(one), balance_loss(many))
+    assert torch.equal(
+        mixture(x, one, lambda rows, offsets: rows)[None], mixture(x[None], many, lambda r, o: r)
+    )
+
+
 def test_errors_name_the_argument(normal, generator):
     x, offsets = normal(6, 5), torch.tensor([0, 6])
     for call, words in (
         (lambda: grouped_matmul(x, normal(1, 4, 2), offsets), "weight has shape"),
         (lambda: route(x, 6), "k is 6; expected 1 to 5"),
+        (lambda: route(x, 2.0), "k is 2.0; expected 1 to 5"),
         (lambda: route(x, 2, gradient="hard"), "gradient is 'hard'"),
         (lambda: route(x, 2, gradient="sparsemixer", training=True), "generator is None"),
         (lambda: route(x, 2, gradient="sparsemixer", bias=x[0]), "bias is for"),
@@ -101,6 +111,8 @@ def test_errors_name_the_argument(normal, generator):
     ):
         with pytest.raises(ValueError, match=words):
             call()
+    with pytest.raises(TypeError, match="dispatch: experts must be a tensor"):
+        dispatch([0, 1], 2)
     with pytest.raises(TypeError, match="weight has dtype"):
         grouped_matmul(x, normal(1, 5, 2).half(), offsets)
 

@@ -140,5 +140,7 @@ def test_wrong_arguments_are_named(rng):
         cache.append(one, tokens(1, rng).float(), tokens(1, rng))
     with pytest.raises(ValueError, match=r"q has shape .*; expected \[N=1"):
         cache.attend(torch.ones(2, 1, 2, 4, dtype=F64), [one])
+    with pytest.raises(ValueError, match="count is -1"):
+        cache.fork(cache.add(), -1)
     with pytest.raises(ValueError, match="blocks is 0"):
         PagedCache(0, 1, 1)

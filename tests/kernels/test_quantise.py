@@ -66,6 +66,12 @@ def test_the_signs_follow_their_generator():
 def test_wrong_arguments_are_named(rng):
     with pytest.raises(ValueError, match="rows is 5, which does not divide the 12 rows"):
         quantise(torch.ones(12, 4), 5)
+    with pytest.raises(ValueError, match=r"x has shape \[3, 0\]; expected at least one number"):
+        quantise(torch.ones(3, 0))
+    with pytest.raises(TypeError, match="quantise: x must be a tensor"):
+        quantise([1.0])
+    with pytest.raises(ValueError, match=r"incoherent: x has shape \[\]"):
+        incoherent(torch.tensor(1.0), torch.ones(1))
     with pytest.raises(ValueError, match="power of two"):
         incoherent(torch.ones(2, 12), torch.ones(12))
     with pytest.raises(ValueError, match=r"signs has shape \[8\]"):
