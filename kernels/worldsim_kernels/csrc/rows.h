@@ -1,23 +1,17 @@
-/* The row operations for one type: REAL, its vector VEC (unaligned VECU) of LANES, SIGMOID on vectors, NAME(f).
+/* The row operations for one type: REAL, its vector VEC (unaligned VECU), and NAME(f) to name functions.
    Rows have unit stride inside and any stride between; sums over rows go through fixed blocks, so that their
    order does not depend on the threads. */
 
 static inline VEC NAME(load)(const REAL *p, int64_t n) {
-    if (n >= LANES) return *(const VECU *)p;
+    if (n >= NAME(LANES)) return *(const VECU *)p;
     VEC found = {0};
     memcpy(&found, p, (size_t)n * sizeof(REAL));
     return found;
 }
 
 static inline void NAME(store)(REAL *p, VEC v, int64_t n) {
-    if (n >= LANES) *(VECU *)p = v;
+    if (n >= NAME(LANES)) *(VECU *)p = v;
     else memcpy(p, &v, (size_t)n * sizeof(REAL));
-}
-
-static inline REAL NAME(total)(VEC v) {
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) v[i] += v[i + width];
-    return v[0];
 }
 
 /* y = (s - mean) rsqrt(mean (s - mean)^2 + eps) m + c with s = x + residual, m = weight (1 + scale), c = shift;
@@ -43,7 +37,7 @@ static void NAME(effective)(const NAME(norm_t) *c, int64_t group, REAL *m, REAL 
 static REAL NAME(centre)(const NAME(norm_t) *c, const REAL *x, const REAL *residual, REAL *s) {
     const int64_t d = c->width;
     VEC sum = {0}, squares = {0};
-    for (int64_t j = 0; j < d; j += LANES) {
+    for (int64_t j = 0; j < d; j += NAME(LANES)) {
         VEC v = NAME(load)(x + j, d - j);
         if (residual) v += NAME(load)(residual + j, d - j);
         NAME(store)(s + j, v, d - j);
@@ -51,15 +45,15 @@ static REAL NAME(centre)(const NAME(norm_t) *c, const REAL *x, const REAL *resid
         squares += v * v;
     }
     if (c->centred) {
-        const REAL mean = NAME(total)(sum) / d;
+        const REAL mean = NAME(sum)(sum) / d;
         squares = (VEC){0};
         for (int64_t j = 0; j < d; j++) s[j] -= mean;
-        for (int64_t j = 0; j < d; j += LANES) {
+        for (int64_t j = 0; j < d; j += NAME(LANES)) {
             VEC v = NAME(load)(s + j, d - j);
             squares += v * v;
         }
     }
-    return (REAL)(1 / sqrt((double)(NAME(total)(squares) / d) + c->eps));
+    return (REAL)(1 / sqrt((double)(NAME(sum)(squares) / d) + c->eps));
 }
 
 static void NAME(norm_forward_item)(void *context, int64_t item) {
@@ -101,7 +95,7 @@ static void NAME(norm_backward_item)(void *context, int64_t item) {
         const REAL r = NAME(centre)(c, c->x + i * c->step_x,
                                     c->residual ? c->residual + i * c->step_residual : NULL, s);
         VEC mean = {0}, product = {0};
-        for (int64_t j = 0; j < d; j += LANES) {
+        for (int64_t j = 0; j < d; j += NAME(LANES)) {
             VEC n = NAME(load)(s + j, d - j) * r, g = NAME(load)(dy + j, d - j);
             VEC h = g * NAME(load)(m + j, d - j);
             mean += h;
@@ -109,7 +103,7 @@ static void NAME(norm_backward_item)(void *context, int64_t item) {
             NAME(store)(along + j, NAME(load)(along + j, d - j) + g * n, d - j);
             NAME(store)(across + j, NAME(load)(across + j, d - j) + g, d - j);
         }
-        const REAL a = c->centred ? NAME(total)(mean) / d : 0, b = NAME(total)(product) / d * r;
+        const REAL a = c->centred ? NAME(sum)(mean) / d : 0, b = NAME(sum)(product) / d * r;
         for (int64_t j = 0; j < d; j++) dx[j] = r * (dy[j] * m[j] - a - s[j] * b);
         if (dsum)
             for (int64_t j = 0; j < d; j++) dx[j] += dsum[j];
@@ -169,10 +163,10 @@ static void NAME(swiglu_item)(void *context, int64_t item) {
     const NAME(swiglu_t) *c = context;
     const int64_t d = c->width, last = (item + 1) * c->per < c->rows ? (item + 1) * c->per : c->rows;
     for (int64_t i = item * c->per; i < last; i++)
-        for (int64_t j = 0; j < d; j += LANES) {
+        for (int64_t j = 0; j < d; j += NAME(LANES)) {
             const VEC a = NAME(load)(c->a + i * c->step_a + j, d - j);
             const VEC b = NAME(load)(c->b + i * c->step_b + j, d - j);
-            const VEC gate = SIGMOID(a);
+            const VEC gate = NAME(sigmoid)(a);
             if (!c->dy) {
                 NAME(store)(c->y + i * d + j, a * gate * b, d - j);
                 continue;

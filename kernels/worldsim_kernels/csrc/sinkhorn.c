@@ -12,19 +12,22 @@
 #define CHUNK 256
 #define PANEL 16
 
-typedef int64_t i64x8 __attribute__((vector_size(64), aligned(64)));
+static inline f64v splat_f64(double x) { return x - (f64v){0}; }
+
+static inline f64v either_f64(i64v mask, f64v yes, f64v no) {
+    return (f64v)((mask & (i64v)yes) | (~mask & (i64v)no));
+}
 
 /* e^x for x <= 0, zero below -700; within 2 units in the last place. Taylor's polynomial of degree 12 on
    |r| <= ln(2)/2, whose remainder is below 2e-16. */
-static inline f64x8 exp_f64x8(f64x8 x) {
-    const f64x8 one = {1, 1, 1, 1, 1, 1, 1, 1};
-    i64x8 tiny = x < -700.0 * one;
-    f64x8 clamped = (f64x8)((tiny & (i64x8)(-700.0 * one)) | (~tiny & (i64x8)x));
-    f64x8 shifted = clamped * 1.4426950408889634074 + 6755399441055744.0; /* rounds to a whole number */
-    f64x8 n = shifted - 6755399441055744.0;
-    f64x8 r = clamped - n * 6.93147180369123816490e-01;
+static inline f64v exp_f64(f64v x) {
+    i64v tiny = x < splat_f64(-700.0);
+    f64v clamped = either_f64(tiny, splat_f64(-700.0), x);
+    f64v shifted = clamped * 1.4426950408889634074 + 6755399441055744.0; /* rounds to a whole number */
+    f64v n = shifted - 6755399441055744.0;
+    f64v r = clamped - n * 6.93147180369123816490e-01;
     r = r - n * 1.90821492927058770002e-10;
-    f64x8 p = r * (1.0 / 479001600) + 1.0 / 39916800;
+    f64v p = r * (1.0 / 479001600) + 1.0 / 39916800;
     p = p * r + 1.0 / 3628800;
     p = p * r + 1.0 / 362880;
     p = p * r + 1.0 / 40320;
@@ -34,52 +37,38 @@ static inline f64x8 exp_f64x8(f64x8 x) {
     p = p * r + 1.0 / 24;
     p = p * r + 1.0 / 6;
     p = p * r + 0.5;
-    f64x8 y = p * (r * r) + r + 1.0;
-    i64x8 whole = (i64x8)shifted - (i64x8)(6755399441055744.0 * one);
-    f64x8 scaled = y * (f64x8)((whole + 1023) << 52);
-    return (f64x8)(~tiny & (i64x8)scaled);
+    f64v y = p * (r * r) + r + 1.0;
+    i64v whole = (i64v)shifted - (i64v)splat_f64(6755399441055744.0);
+    f64v scaled = y * (f64v)((whole + 1023) << 52);
+    return (f64v)(~tiny & (i64v)scaled);
 }
 
-static inline double sum_f64x8(f64x8 v) { return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7])); }
-
-static inline double largest_f64x8(f64x8 v) {
+static inline double largest_f64(f64v v) {
     double m = v[0];
-    for (int k = 1; k < 8; k++) m = v[k] > m ? v[k] : m;
+    for (int k = 1; k < LANES_f64; k++) m = v[k] > m ? v[k] : m;
     return m;
 }
 
-static inline float sum_f32x16(f32x16 v) {
-    float s[8];
-    for (int k = 0; k < 8; k++) s[k] = v[k] + v[k + 8];
-    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
-}
-
-static inline f64x8 greater_f64x8(f64x8 a, f64x8 b) {
-    i64x8 more = a > b;
-    return (f64x8)((more & (i64x8)a) | (~more & (i64x8)b));
-}
-
-static inline f32x16 greater_f32x16(f32x16 a, f32x16 b) {
-    i32x16 more = a > b;
-    return (f32x16)((more & (i32x16)a) | (~more & (i32x16)b));
-}
+static inline f64v greater_f64(f64v a, f64v b) { return either_f64(a > b, a, b); }
+static inline f32v greater_f32(f32v a, f32v b) { return either_f32(a > b, a, b); }
 
 /* out [4, columns] = |x_r - y_j|^2 for x [4, d] and y in panels. */
 static void distances(const double *x, const double *y, int64_t d, int64_t columns, double *out) {
-    for (int64_t j = 0; j < columns; j += PANEL) {
-        const double *panel = y + j * d;
-        f64x8 sum[4][2] = {{{0}}};
+    enum { PAIR = 2 * LANES_f64 }; /* eight sums in registers */
+    for (int64_t j = 0; j < columns; j += PAIR) {
+        const double *panel = y + j / PANEL * PANEL * d + j % PANEL;
+        f64v sum[4][2] = {{{0}}};
         for (int64_t k = 0; k < d; k++) {
-            f64x8 left = *(const f64x8 *)(panel + k * PANEL), right = *(const f64x8 *)(panel + k * PANEL + 8);
+            f64v left = *(const f64v *)(panel + k * PANEL), right = *(const f64v *)(panel + k * PANEL + LANES_f64);
             for (int r = 0; r < 4; r++) {
-                f64x8 p = left - x[r * d + k], q = right - x[r * d + k];
+                f64v p = left - x[r * d + k], q = right - x[r * d + k];
                 sum[r][0] += p * p;
                 sum[r][1] += q * q;
             }
         }
         for (int r = 0; r < 4; r++) {
-            *(f64x8 *)(out + r * columns + j) = sum[r][0];
-            *(f64x8 *)(out + r * columns + j + 8) = sum[r][1];
+            *(f64v *)(out + r * columns + j) = sum[r][0];
+            *(f64v *)(out + r * columns + j + LANES_f64) = sum[r][1];
         }
     }
 }
@@ -121,39 +110,39 @@ static void cost_task(void *context, int64_t item) {
 }
 
 static void row_sums(exact_t *e, double *line, int64_t i, double *columns_to) {
-    f64x8 top = *(const f64x8 *)e->score - e->rate * *(f64x8 *)line;
-    for (int64_t j = 0; j < e->columns; j += 8) {
-        f64x8 t = *(const f64x8 *)(e->score + j) - e->rate * *(f64x8 *)(line + j);
-        *(f64x8 *)(line + j) = t;
-        top = greater_f64x8(t, top);
+    f64v top = *(const f64v *)e->score - e->rate * *(f64v *)line;
+    for (int64_t j = 0; j < e->columns; j += LANES_f64) {
+        f64v t = *(const f64v *)(e->score + j) - e->rate * *(f64v *)(line + j);
+        *(f64v *)(line + j) = t;
+        top = greater_f64(t, top);
     }
-    double most = largest_f64x8(top);
-    f64x8 total = {0};
-    for (int64_t j = 0; j < e->columns; j += 8) {
-        f64x8 v = exp_f64x8(*(f64x8 *)(line + j) - most);
-        *(f64x8 *)(line + j) = v;
+    double most = largest_f64(top);
+    f64v total = {0};
+    for (int64_t j = 0; j < e->columns; j += LANES_f64) {
+        f64v v = exp_f64(*(f64v *)(line + j) - most);
+        *(f64v *)(line + j) = v;
         total += v;
     }
-    double log_sum = most + log(sum_f64x8(total));
+    double log_sum = most + log(sum_f64(total));
     if (e->relaxation != 1.0) {
         double change = log_sum - e->logs[i];
         if (change > -0.16 && change < 50) log_sum = e->logs[i] + log1p(e->relaxation * expm1(change));
     }
     e->logs[i] = log_sum;
     double weight = e->a[i] * exp(most - log_sum);
-    for (int64_t j = 0; j < e->columns; j += 8) *(f64x8 *)(columns_to + j) += weight * *(f64x8 *)(line + j);
+    for (int64_t j = 0; j < e->columns; j += LANES_f64) *(f64v *)(columns_to + j) += weight * *(f64v *)(line + j);
 }
 
 static void row_kept(const exact_t *e, const double *line, int64_t i) {
-    f64x8 mass = {0}, cost = {0};
-    for (int64_t j = 0; j < e->columns; j += 8) {
-        f64x8 c = *(const f64x8 *)(line + j);
-        f64x8 p = exp_f64x8(*(const f64x8 *)(e->score + j) - e->rate * c - e->logs[i]) * *(const f64x8 *)(e->kept + j);
+    f64v mass = {0}, cost = {0};
+    for (int64_t j = 0; j < e->columns; j += LANES_f64) {
+        f64v c = *(const f64v *)(line + j);
+        f64v p = exp_f64(*(const f64v *)(e->score + j) - e->rate * c - e->logs[i]) * *(const f64v *)(e->kept + j);
         mass += p;
         cost += p * c;
     }
-    e->row_mass[i] = e->a[i] * sum_f64x8(mass);
-    e->row_cost[i] = e->a[i] * sum_f64x8(cost);
+    e->row_mass[i] = e->a[i] * sum_f64(mass);
+    e->row_cost[i] = e->a[i] * sum_f64(cost);
 }
 
 static void exact_task(void *context, int64_t item) {
@@ -231,23 +220,22 @@ typedef struct {
 static float build_row(const sweep_t *s, int64_t i) {
     const float *cost = s->cost + i * s->columns;
     float *line = s->kernel + i * s->columns;
-    const f32x16 one = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    f32x16 top = one * -INFINITY, total = {0};
-    for (int64_t j = 0; j < s->columns; j += 16) {
-        f32x16 t = *(f32x16 *)(s->score + j) - s->rate * *(const f32x16 *)(cost + j);
-        *(f32x16 *)(line + j) = t;
-        top = greater_f32x16(t, top);
+    f32v top = splat_f32(-INFINITY), total = {0};
+    for (int64_t j = 0; j < s->columns; j += LANES_f32) {
+        f32v t = *(f32v *)(s->score + j) - s->rate * *(const f32v *)(cost + j);
+        *(f32v *)(line + j) = t;
+        top = greater_f32(t, top);
     }
     float most = top[0];
-    for (int k = 1; k < 16; k++) most = top[k] > most ? top[k] : most;
-    for (int64_t j = 0; j < s->columns; j += 16) {
-        f32x16 t = *(f32x16 *)(line + j) - most;
-        i32x16 seen = t > LEAST * one;
-        f32x16 e = (f32x16)(seen & (i32x16)exp_f32x16(t));
-        *(f32x16 *)(line + j) = e;
+    for (int k = 1; k < LANES_f32; k++) most = top[k] > most ? top[k] : most;
+    for (int64_t j = 0; j < s->columns; j += LANES_f32) {
+        f32v t = *(f32v *)(line + j) - most;
+        i32v seen = t > splat_f32(LEAST);
+        f32v e = (f32v)(seen & (i32v)exp_f32(t));
+        *(f32v *)(line + j) = e;
         total += e;
     }
-    float sum = sum_f32x16(total);
+    float sum = sum_f32(total);
     s->logs[i] = (double)most + log((double)sum);
     return 1.0f / sum;
 }
@@ -259,15 +247,15 @@ static void build_task(void *context, int64_t item) {
     for (int64_t i = item * CHUNK; i < last_row(s->rows, item); i += 8) {
         float scale[8];
         for (int r = 0; r < 8; r++) scale[r] = build_row(s, i + r);
-        for (int64_t j = 0; j < s->columns; j += 16) {
-            f32x16 sum = *(f32x16 *)(sums + j);
+        for (int64_t j = 0; j < s->columns; j += LANES_f32) {
+            f32v sum = *(f32v *)(sums + j);
             for (int r = 0; r < 8; r++) {
-                f32x16 *at = (f32x16 *)(s->kernel + (i + r) * s->columns + j);
-                f32x16 k = *at * scale[r];
+                f32v *at = (f32v *)(s->kernel + (i + r) * s->columns + j);
+                f32v k = *at * scale[r];
                 *at = k;
                 sum += s->a[i + r] * k;
             }
-            *(f32x16 *)(sums + j) = sum;
+            *(f32v *)(sums + j) = sum;
         }
     }
 }
@@ -285,20 +273,20 @@ static void sweep_task(void *context, int64_t item) {
     memset(sums, 0, sizeof(float) * s->columns);
     for (int64_t i = item * CHUNK; i < last_row(s->rows, item); i += 8) {
         const float *k = s->kernel + i * s->columns;
-        f32x16 dot[8] = {{0}};
-        for (int64_t j = 0; j < s->columns; j += 16) {
-            f32x16 v = *(f32x16 *)(s->v + j);
-            for (int r = 0; r < 8; r++) dot[r] += *(const f32x16 *)(k + r * s->columns + j) * v;
+        f32v dot[8] = {{0}};
+        for (int64_t j = 0; j < s->columns; j += LANES_f32) {
+            f32v v = *(f32v *)(s->v + j);
+            for (int r = 0; r < 8; r++) dot[r] += *(const f32v *)(k + r * s->columns + j) * v;
         }
         float weight[8];
         for (int r = 0; r < 8; r++) {
-            s->u[i + r] = relaxed(s->u[i + r], s->u[i + r] * sum_f32x16(dot[r]), s->relaxation);
+            s->u[i + r] = relaxed(s->u[i + r], s->u[i + r] * sum_f32(dot[r]), s->relaxation);
             weight[r] = s->a[i + r] * s->u[i + r];
         }
-        for (int64_t j = 0; j < s->columns; j += 16) {
-            f32x16 sum = *(f32x16 *)(sums + j);
-            for (int r = 0; r < 8; r++) sum += weight[r] * *(const f32x16 *)(k + r * s->columns + j);
-            *(f32x16 *)(sums + j) = sum;
+        for (int64_t j = 0; j < s->columns; j += LANES_f32) {
+            f32v sum = *(f32v *)(sums + j);
+            for (int r = 0; r < 8; r++) sum += weight[r] * *(const f32v *)(k + r * s->columns + j);
+            *(f32v *)(sums + j) = sum;
         }
     }
 }

@@ -44,50 +44,16 @@ static void sequence_of(const call_t *c, int64_t n, int64_t *row, int64_t *start
 
 static int64_t up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 
-#ifdef __AVX512F__
-#ifdef __clang__
-#define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
-#else
-#define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (i32x16){__VA_ARGS__})
-#endif
-/* The sums of sixteen vectors in one: each step folds two vectors into one that holds half of both. */
-static inline f32x16 sum_sixteen(const f32x16 *x) {
-    f32x16 y[16];
-    for (int i = 0; i < 8; i++)
-        y[i] = SHUFFLE(x[i], x[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-               SHUFFLE(x[i], x[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    for (int i = 0; i < 4; i++)
-        y[i] = SHUFFLE(y[i], y[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
-               SHUFFLE(y[i], y[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
-    for (int i = 0; i < 2; i++)
-        y[i] = SHUFFLE(y[i], y[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-               SHUFFLE(y[i], y[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-    return SHUFFLE(y[0], y[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
-           SHUFFLE(y[0], y[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
-}
-#endif
-
-/* One register. A vector type that is wider than the registers is legal, but gcc then keeps it in memory: the
-   sixteen floats of vector.h made this file five to fifteen times slower when compiled for AVX2 (gcc 12). */
-#if defined(__AVX512F__)
-enum { REGISTER = 64, ACCUMULATORS = 16 };
-#elif defined(__AVX__)
-enum { REGISTER = 32, ACCUMULATORS = 8 };
-#else
-enum { REGISTER = 16, ACCUMULATORS = 8 };
-#endif
-typedef float floats __attribute__((vector_size(REGISTER), aligned(REGISTER)));
-typedef float floats_anywhere __attribute__((vector_size(REGISTER), aligned(4)));
-typedef double doubles __attribute__((vector_size(REGISTER), aligned(REGISTER)));
-typedef double doubles_anywhere __attribute__((vector_size(REGISTER), aligned(8)));
+/* Vectors of the state that stay in registers, of which AVX-512 has 32 and the others 16. */
+enum { ACCUMULATORS = REGISTER == 64 ? 16 : 8 };
 typedef float f32x4 __attribute__((vector_size(16)));
 typedef double f64x2 __attribute__((vector_size(16)));
 
 int state_scan_register(void) { return REGISTER; }
 
 #define real float
-#define vec floats
-#define vecu floats_anywhere
+#define vec f32v
+#define vecu f32vu
 #define quarter f32x4
 #define FLOATS 1
 #define FN(name) name##_f32
@@ -99,8 +65,8 @@ int state_scan_register(void) { return REGISTER; }
 #undef FLOATS
 #undef FN
 #define real double
-#define vec doubles
-#define vecu doubles_anywhere
+#define vec f64v
+#define vecu f64vu
 #define quarter f64x2
 #define FLOATS 0
 #define FN(name) name##_f64

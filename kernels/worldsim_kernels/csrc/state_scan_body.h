@@ -2,8 +2,6 @@
    keys (a multiple of sixteen) and NV vectors for values: four, two or one of floats, always two of doubles,
    which are here for checks and for exactness and need not be as fast. */
 
-enum { FN(LANES) = REGISTER / sizeof(real) };
-
 /* Numbers at `from` of axis 3 of tokens t0.. of (row, head); zeros to the end of a scratch row. */
 NOINLINE void FN(pack)(real *to, int64_t pitch, const tensor_t *x, int64_t row, int64_t t0, int64_t tokens,
                        int64_t head, int64_t from, int64_t count) {
@@ -58,7 +56,7 @@ static void FN(store_state)(const real *from, int64_t width, const tensor_t *x, 
 
 static void FN(exp_all)(real *x, int64_t count) {
 #if FLOATS
-    for (int64_t i = 0; i < count; i += 16) *(f32x16 *)(x + i) = exp_f32x16(*(f32x16 *)(x + i));
+    for (int64_t i = 0; i < count; i += LANES_f32) *(f32v *)(x + i) = exp_f32(*(f32v *)(x + i));
 #else
     for (int64_t i = 0; i < count; i++) x[i] = exp(x[i]);
 #endif
@@ -257,8 +255,8 @@ int FN(state_scan_forward)(const call_t *c) {
 /* to_i = the sum of the numbers of x_i; always in the same order. */
 NOINLINE void FN(sum_rows)(real *to, const vec *x, int64_t rows) {
     int64_t i = 0;
-#if FLOATS && defined(__AVX512F__)
-    for (; i + 16 <= rows; i += 16) *(vec *)(to + i) = sum_sixteen(x + i);
+#if FLOATS
+    for (; i + LANES_f32 <= rows; i += LANES_f32) *(vec *)(to + i) = sums_f32(x + i);
 #endif
     for (; i < rows; i++) {
         const quarter *y = (const quarter *)(x + i);
