@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from worldsim_kernels.distances import pairwise as pairwise
     from worldsim_kernels.experts import grouped_matmul as grouped_matmul
     from worldsim_kernels.experts import route as route
+    from worldsim_kernels.masks import distance_bias as distance_bias
+    from worldsim_kernels.masks import gaussian_bias as gaussian_bias
+    from worldsim_kernels.masks import light_cone as light_cone
+    from worldsim_kernels.masks import physical_attention as physical_attention
     from worldsim_kernels.mixers import delta_rule as delta_rule
     from worldsim_kernels.mixers import gated_delta_rule as gated_delta_rule
     from worldsim_kernels.mixers import gla as gla
@@ -44,6 +48,7 @@ _HOME = {
     "backends": "explain use",
     "distances": "pairwise",
     "experts": "grouped_matmul route",
+    "masks": "distance_bias gaussian_bias light_cone physical_attention",
     "mixers": "delta_rule gated_delta_rule gla kda lightning linear_attention retention rwkv7 ssd",
     "paged": "PagedCache",
     "rows": "modulate rms_norm rotary swiglu token_shift xpos",

@@ -293,7 +293,7 @@ def shift_backward(
 
 def _tile(width: int) -> tuple[int, int, int]:
     """Rows and columns of a tile, and warps."""
-    block = triton.next_power_of_2(width)
+    block = triton.next_power_of_2(max(width, 1))
     rows = max(1, min(32, TILE // block))
     return rows, block, min(16, max(4, rows * block // 1024))
 
