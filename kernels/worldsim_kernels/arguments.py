@@ -25,8 +25,7 @@ def expect(
     like    a tensor (the first argument) that gives the device
     Raises TypeError unless it is a tensor of one of ``dtypes``, ValueError for its shape or device.
     """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{kernel}: {name} must be a tensor, not {type(tensor).__name__}")
+    some_tensor(kernel, name, tensor)
     if tensor.dtype not in dtypes:
         allowed = ", ".join(str(each).removeprefix("torch.") for each in dtypes)
         raise TypeError(f"{kernel}: {name} has dtype {tensor.dtype}; allowed are {allowed}")
@@ -46,6 +45,19 @@ def same_dtype(kernel: str, name: str, tensor: Tensor, like: Tensor, first: str)
         raise TypeError(
             f"{kernel}: {name} has dtype {tensor.dtype}, {first} has {like.dtype}; make them equal"
         )
+
+
+def number(kernel: str, name: str, value: float) -> float:
+    """``value`` as a float. Raises TypeError for others, even tensors, whose gradient would be lost."""
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{kernel}: {name} must be a number, not {type(value).__name__}")
+    return float(value)
+
+
+def some_tensor(kernel: str, name: str, value: Tensor) -> None:
+    """Raises TypeError unless ``value`` is a tensor, whatever its shape."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{kernel}: {name} must be a tensor, not {type(value).__name__}")
 
 
 def finite(kernel: str, name: str, tensor: Tensor) -> None:
