@@ -94,3 +94,12 @@ def test_what_it_refuses():
     gpu = pytest.importorskip("worldsim_kernels.gpu.scan")
     assert "2^31" in gpu.refuses(q=strided)
     assert gpu.refuses() is None
+
+
+@pytest.mark.parametrize("gate", ["scalar", "vector"])
+def test_a_gate_that_is_nan_shows(gate):
+    case = made(gate, shape=(1, 3, 2, 16, 16))
+    case["g"][0, 1, 0] = torch.nan
+    output, _ = run(**case)
+    assert output[0, 1:, 0].isnan().all()
+    assert output[0, :, 1].isfinite().all()

@@ -19,13 +19,20 @@ STAGES = 8
 
 
 @triton.jit
+def _mine(lanes, LANES: tl.constexpr):
+    """A program's batch member and its lanes. One axis of programs, as the others hold 65535 at most."""
+    tiles = tl.cdiv(lanes, LANES)
+    own = tl.program_id(0).to(tl.int64)
+    return own // tiles, own % tiles * LANES + tl.arange(0, LANES)
+
+
+@triton.jit
 def _forward(
     a, b, initial, output, state,
     length, lanes, a_batch, a_time, a_lane, b_batch, b_time, b_lane, i_batch, i_lane,
     HAS_INITIAL: tl.constexpr, REVERSE: tl.constexpr, LANES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    batch = tl.program_id(1).to(tl.int64)
-    lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
+    batch, lane = _mine(lanes, LANES)
     inside = lane < lanes
     work = state.dtype.element_ty
     h = tl.zeros([LANES], dtype=work)
@@ -53,8 +60,7 @@ def _backward(
     HAS_INITIAL: tl.constexpr, HAS_GRAD: tl.constexpr, HAS_STATE: tl.constexpr,
     REVERSE: tl.constexpr, LANES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    batch = tl.program_id(1).to(tl.int64)
-    lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
+    batch, lane = _mine(lanes, LANES)
     inside = lane < lanes
     work = db.dtype.element_ty
     carried = tl.zeros([LANES], dtype=work)
@@ -123,6 +129,5 @@ def backward(
     return da, db, dinitial
 
 
-def _grid(b: Tensor) -> tuple[int, int]:
-    """Batches are the second axis, which holds 65535: more members than lane tiles would need a loop."""
-    return triton.cdiv(b.shape[2], LANES), b.shape[0]
+def _grid(b: Tensor) -> tuple[int]:
+    return (triton.cdiv(b.shape[2], LANES) * b.shape[0],)

@@ -50,14 +50,15 @@ def _put(p, x, first, count, by_token, columns, C: tl.constexpr, D: tl.constexpr
 
 @triton.jit
 def _gates(p, first, count, by_token, by_key, keys, KIND: tl.constexpr, C: tl.constexpr, K: tl.constexpr):
-    """[C] or [C, K]; any number without decay, where it is not used."""
+    """[C] or [C, K], NaN where it is that; any number without decay, where it is not used."""
     if KIND == 1:
         token = tl.arange(0, C)
         p += tl.cast(first, tl.int64) * by_token
         g = tl.load(p + token * by_token, mask=token < count - first, other=0).to(tl.float32)
-        g = tl.maximum(g, -120.0)
+        g = tl.where(g < -120.0, -120.0, g)
     elif KIND == 2:
-        g = tl.maximum(_tile(p, first, count, by_token, by_key, keys, C, K), -120.0)
+        g = _tile(p, first, count, by_token, by_key, keys, C, K)
+        g = tl.where(g < -120.0, -120.0, g)
     else:
         g = 0.0
     return g
@@ -166,6 +167,15 @@ def _inverse(x, C: tl.constexpr):
 
 
 @triton.jit
+def _mine(heads, values, V: tl.constexpr):
+    """A program's sequence, head and tile of columns, and how many tiles there are. One axis of programs, as
+    the others hold 65535 at most."""
+    tiles = tl.cdiv(values, V)
+    own = tl.program_id(0).to(tl.int64)
+    return own // tiles // heads, own // tiles % heads, own % tiles, tiles
+
+
+@triton.jit
 def _place(n, cu, length, PACKED: tl.constexpr):
     """Of sequence n: its row, first token and length, and the tokens of all sequences before it."""
     if PACKED:
@@ -236,8 +246,8 @@ def _forward(
     SUMS: tl.constexpr,
 ):  # fmt: skip
     """Output and last state, or else (not OUTPUT) the state before every SEGMENT chunks."""
-    n, h = tl.program_id(1).to(tl.int64) // head_count, tl.program_id(1).to(tl.int64) % head_count
-    column = tl.program_id(0).to(tl.int64) * V
+    n, h, tile, _ = _mine(head_count, all_values, V)
+    column = tile * V
     values = all_values - column
     row, start, count, before = _place(n, cu, length, PACKED)
     q += row * rows[0] + start * s[0] + h * heads[0]
@@ -293,8 +303,7 @@ def _backward(
     LEVELS: tl.constexpr, PRECISION: tl.constexpr,
     SUMS: tl.constexpr,
 ):  # fmt: skip
-    n, h = tl.program_id(1).to(tl.int64) // head_count, tl.program_id(1).to(tl.int64) % head_count
-    tile = tl.program_id(0).to(tl.int64)
+    n, h, tile, tiles = _mine(head_count, all_values, V)
     column = tile * V
     values = all_values - column
     row, start, count, before = _place(n, cu, length, PACKED)
@@ -316,7 +325,7 @@ def _backward(
     size = keys * all_values
     own = (n * head_count + h) * size + column
     starts += ((before // (SEGMENT * C) + n) * head_count + h) * size + column
-    inner += (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tile) * (SEGMENT * K * V)
+    inner += tl.program_id(0).to(tl.int64) * (SEGMENT * K * V)
     u = tl.full([1, K], 1.0, dtype=tl.float32)
     if BONUS:
         u = tl.sum(_tile(bonus, h, h + 1, keys, 1, keys, 16, K), 0)[None, :]
@@ -456,7 +465,7 @@ def _backward(
     _put(dinitial + own, dS, 0, keys, all_values, values, K, V)
     if BONUS:
         at = tl.arange(0, K)
-        to = dbonus + ((tile * (tl.num_programs(1) // head_count) + n) * head_count + h) * keys
+        to = dbonus + (tile * (tl.num_programs(0) // tiles) + n * head_count + h) * keys
         tl.store(to + at, du, mask=at < keys)
 
 
@@ -496,8 +505,8 @@ class _Launch:
         width = max(16, triton.next_power_of_2(self.keys))
         columns = min(columns, max(16, triton.next_power_of_2(self.values)))
         self.tiles, self.segment = triton.cdiv(self.values, columns), SEGMENT * chunk
-        self.grid = (self.tiles, self.sequences * self.heads)
-        self.inner = self.tiles * self.sequences * self.heads * SEGMENT * width * columns
+        self.grid = (self.tiles * self.sequences * self.heads,)
+        self.inner = self.grid[0] * SEGMENT * width * columns
         self.segments = self.rows * self.length // self.segment + self.sequences
         self.sizes = (
             tuple(0 if x is None else x.stride(0) for x in tokens),
@@ -600,7 +609,7 @@ def backward(
     grad_bonus = None if bonus is None else torch.empty(shape, dtype=torch.float32, device=q.device)
     first, inner = torch.empty_like(grad_state), grad_state.new_empty(call.inner)
     given = (q, k, v, g, a, b, bonus, cu_seqlens, grad_output, grad_state, starts, inner)
-    if call.grid[0] * call.grid[1]:
+    if call.grid[0]:
         _backward[call.grid](
             *given, *made, grad_bonus, first, *call.sizes, call.rows * call.length, **call.options
         )
@@ -617,7 +626,7 @@ def _run_forward(call: _Launch, *arguments: Tensor | None) -> None:
     initial_state, output, state, starts = arguments[-4:]
     stored = (_dense(initial_state), output, state, starts)
     flags = {"INITIAL": initial_state is not None, "OUTPUT": output is not None}
-    if call.grid[0] * call.grid[1]:
+    if call.grid[0]:
         _forward[call.grid](*arguments[:-4], *stored, *call.sizes, **call.options, **flags)
 
 

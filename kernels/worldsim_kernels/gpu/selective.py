@@ -47,6 +47,15 @@ def _step(delta, t, stride, bias, inside, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
+def _mine(width, channels, CHANNELS: tl.constexpr):
+    """A program's member of the batch, group and block of its channels, and how many blocks a group has. One
+    axis of programs, as the others hold 65535 at most."""
+    groups, blocks = width // channels, tl.cdiv(channels, CHANNELS)
+    own = tl.program_id(0).to(tl.int64)
+    return own // blocks // groups, own // blocks % groups, own % blocks, blocks
+
+
+@triton.jit
 def _forward(
     u, delta, a, b, c, d, z, bias, initial, output, state, length, width, channels, states,
     u_batch, u_time, u_lane, delta_batch, delta_time, delta_lane, z_batch, z_time, z_lane,
@@ -54,8 +63,8 @@ def _forward(
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr,
     SOFTPLUS: tl.constexpr, CHANNELS: tl.constexpr, STATES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    own = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    group, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    batch, group, block, _ = _mine(width, channels, CHANNELS)
+    own = block * CHANNELS + tl.arange(0, CHANNELS)
     inside, lane = own < channels, group * channels + own
     n = tl.arange(0, STATES)
     real = n < states
@@ -108,8 +117,8 @@ def _backward(
     HAS_GRAD: tl.constexpr, HAS_STATE: tl.constexpr,
     SOFTPLUS: tl.constexpr, CHUNK: tl.constexpr, CHANNELS: tl.constexpr, STATES: tl.constexpr,
 ):  # fmt: skip
-    own = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    group, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    batch, group, block, blocks = _mine(width, channels, CHANNELS)
+    own = block * CHANNELS + tl.arange(0, CHANNELS)
     inside, lane = own < channels, group * channels + own
     n = tl.arange(0, STATES)
     real = n < states
@@ -139,10 +148,10 @@ def _backward(
     row, chunks = tl.cast(width, tl.int64), tl.cdiv(length, CHUNK)
     start = batch * length * width + lane
     place = own[:, None] * STATES + n[None, :]
-    program = (batch * tl.num_programs(1) + group) * tl.num_programs(0) + tl.program_id(0)
+    program, groups = tl.program_id(0).to(tl.int64), width // channels
     padded = tl.cast(CHANNELS * STATES, tl.int64)
-    kept += program * chunks * padded + (place - tl.program_id(0) * padded)
-    inner += program * CHUNK * padded + (place - tl.program_id(0) * padded)
+    kept += program * chunks * padded + (place - block * padded)
+    inner += program * CHUNK * padded + (place - block * padded)
     for t in range(length):
         if t % CHUNK == 0:
             tl.store(kept + (t // CHUNK) * padded, h)
@@ -158,7 +167,7 @@ def _backward(
         carried = tl.load(grad_state + corner, mask=both, other=0)
     sum_a = tl.zeros([CHANNELS, STATES], dtype=tl.float32)
     sum_d, sum_bias = tl.zeros([CHANNELS], dtype=tl.float32), tl.zeros([CHANNELS], dtype=tl.float32)
-    block = tl.program_id(0) * tl.num_programs(2) + batch
+    part = block * (tl.num_programs(0) // blocks // groups) + batch
     for back in range(chunks):
         chunk = chunks - 1 - back
         first = chunk * CHUNK
@@ -196,7 +205,7 @@ def _backward(
                 tl.store(dz + start + t * row, g * y * slope * (1.0 + gate * (1.0 - slope)), mask=inside)
                 g *= gate * slope
             multiplier = carried + g[:, None] * read[None, :]
-            line = ((block * length + t) * tl.num_programs(1) + group) * states + n
+            line = ((part * length + t) * groups + group) * states + n
             tl.store(dc + line, tl.sum(g[:, None] * after, axis=0), mask=real)
             tl.store(db + line, tl.sum(multiplier * (step * x)[:, None], axis=0), mask=real)
             by_b = tl.sum(multiplier * written[None, :], axis=1)
@@ -234,10 +243,12 @@ def _given(call: Arguments) -> tuple[list[Tensor], dict[str, bool | int]]:
     return [call.u if x is None else x for x in pointers], settings
 
 
-def _grid(call: Arguments, block: int) -> tuple[int, int, int]:
+def _blocks(call: Arguments, size: int) -> tuple[int, int]:
+    """Blocks of ``size`` channels in a group, and programs."""
     batch, _, channels = call.u.shape
     groups = call.B.shape[2]
-    return triton.cdiv(channels // groups, block), groups, batch
+    blocks = triton.cdiv(channels // groups, size)
+    return blocks, blocks * groups * batch
 
 
 def forward(call: Arguments) -> tuple[Tensor, Tensor]:
@@ -248,7 +259,8 @@ def forward(call: Arguments) -> tuple[Tensor, Tensor]:
     state = output.new_empty((batch, channels, states), dtype=torch.float32)
     pointers, settings = _given(call)
     z = pointers[6]
-    _forward[_grid(call, FORWARD["CHANNELS"])](
+    _, programs = _blocks(call, FORWARD["CHANNELS"])
+    _forward[(programs,)](
         *pointers, output, state, length, channels, share, states,
         *call.u.stride(), *call.delta.stride(), *z.stride(), *call.B.stride(), *call.C.stride(),
         **settings, **FORWARD,
@@ -261,18 +273,18 @@ def backward(call: Arguments, grad: Tensor | None, grad_state: Tensor | None) ->
     batch, length, channels = call.u.shape
     groups, states = call.B.shape[2:]
     pointers, settings = _given(call)
-    grid = _grid(call, BACKWARD["CHANNELS"])
+    blocks, programs = _blocks(call, BACKWARD["CHANNELS"])
     du, ddelta, dz = (x.new_empty(x.shape) for x in (call.u, call.delta, pointers[6]))
     wide = call.u.new_empty(0, dtype=torch.float32)
     da, dinitial = (wide.new_empty(batch, channels, states) for _ in range(2))
-    db, dc = (wide.new_empty(grid[0], batch, length, groups, states) for _ in range(2))
+    db, dc = (wide.new_empty(blocks, batch, length, groups, states) for _ in range(2))
     dd, dbias = (wide.new_empty(batch, channels) for _ in range(2))
-    held = (grid[0] * groups * batch, BACKWARD["CHANNELS"] * int(settings["STATES"]))
-    kept = wide.new_empty(held[0], triton.cdiv(length, CHUNK), held[1])
-    inner = wide.new_empty(held[0], CHUNK, held[1])
+    size = BACKWARD["CHANNELS"] * int(settings["STATES"])
+    kept = wide.new_empty(programs, triton.cdiv(length, CHUNK), size)
+    inner = wide.new_empty(programs, CHUNK, size)
     into = call.u if grad is None else grad
     last = call.u if grad_state is None else grad_state.contiguous()
-    _backward[grid](
+    _backward[(programs,)](
         *pointers, into, last, du, ddelta, da, db, dc, dd, dz, dbias, dinitial, kept, inner,
         length, channels, channels // groups, states,
         *call.u.stride(), *call.delta.stride(), *pointers[6].stride(), *into.stride(),
