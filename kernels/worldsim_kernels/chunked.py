@@ -13,7 +13,10 @@ reads the state after its own token's write has q e^g for q, and the term j = i 
 term is u q k. Chunks are joined by a loop over their states, tokens are taken in blocks that fit a cache, and
 the backward stores the state at the start of every block only and recomputes the rest.
 
-``P`` and the powers of e are the business of ``decays_in_chunks``.
+``P`` and the powers of e are the business of ``chunk_decays``.
+
+Zeros above the diagonal of P are multiplied like the rest, so that an input that is infinite or NaN spoils
+all tokens of its chunk and head, earlier ones too; ``native`` and ``reference`` keep it to later ones.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import torch
 from torch import Tensor
 
 from worldsim_kernels.chunk_decays import MildDecay, NoDecay, ScalarDecay, StrongDecay, vector_decay
+from worldsim_kernels.scan import offsets_of
 
 BLOCK = 4096
 """Tokens times heads that are worked on at once: a megabyte for each float32 input with heads of 64."""
@@ -114,7 +118,8 @@ def _runs(q: Tensor, cu_seqlens: Tensor | None) -> list[tuple[slice, int, int]]:
     """(rows of the state, first token, end) of what can be run together."""
     if cu_seqlens is None:
         return [(slice(None), 0, q.shape[1])]
-    return [(slice(n, n + 1), start, stop) for n, (start, stop) in enumerate(pairwise(cu_seqlens.tolist()))]
+    ends = pairwise(offsets_of(cu_seqlens, q.shape[1]))
+    return [(slice(n, n + 1), start, stop) for n, (start, stop) in enumerate(ends)]
 
 
 def _run(inputs: _Inputs, start: int, stop: int, state: Tensor, output: Tensor | None) -> list[Tensor]:
@@ -137,7 +142,9 @@ def _chunk(inputs: _Inputs) -> int:
 
 def _blocks(inputs: _Inputs, start: int, stop: int) -> list[tuple[int, int]]:
     chunk, heads = _chunk(inputs), inputs.q.shape[0] * inputs.q.shape[2]
-    size = chunk * max(1, BLOCK // (chunk * max(1, heads)))
+    if not heads:
+        return []
+    size = chunk * max(1, BLOCK // (chunk * heads))
     return [(begin, min(stop, begin + size)) for begin in range(start, stop, size)]
 
 
@@ -287,7 +294,7 @@ class _Block:
             dy[:, 0].addcmul_(own[0], bonus * q)
             if grad_bonus is not None:
                 each = (own[0] * q * k).sum(1)
-                grad_bonus += each.view(-1, *grad_bonus.shape).sum(0)
+                grad_bonus += each.view(self.chunks * self.rows, *grad_bonus.shape).sum(0)
 
     def _ranked(self, x: Tensor) -> Tensor:
         return x.view(x.shape[0], self.ranks, self.size, x.shape[2])
@@ -307,7 +314,7 @@ def _load(tensors: Sequence[Tensor], size: int, dtype: torch.dtype) -> Tensor:
     for i, x in enumerate(tensors):
         if length % size:
             x = torch.cat([x, x.new_zeros(rows, -length % size, heads, *rest)], 1)
-        loaded[:, :, :, i].copy_(x.view(rows, -1, size, heads, *rest).permute(order))
+        loaded[:, :, :, i].copy_(x.view(rows, shape[0], size, heads, *rest).permute(order))
     return loaded.flatten(0, 2)
 
 
@@ -317,4 +324,4 @@ def _store(into: Tensor, x: Tensor) -> None:
     if length % size:
         into.copy_(x.flatten(1, 2)[:, :length])
     else:
-        into.view(into.shape[0], -1, size, *into.shape[2:]).copy_(x)
+        into.view(into.shape[0], length // size, size, *into.shape[2:]).copy_(x)

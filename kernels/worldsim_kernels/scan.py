@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from worldsim_kernels.arguments import decays, expect, finite, same_dtype
+from worldsim_kernels.arguments import decays, expect, finite, number, same_dtype
 from worldsim_kernels.backends import Backends, requested
 from worldsim_kernels.operators import Operator
 
@@ -71,7 +71,7 @@ def state_scan(
     dtype = state_dtype(q)
     if check:
         _check_values(q, k, v, g, a, b, bonus, initial_state, cu_seqlens)
-    factor = 1.0 if scale is None else float(scale)
+    factor = 1.0 if scale is None else number(KERNEL, "scale", scale)
     if g is not None:
         g = (g.expand(*q.shape[:3]) if g.dim() == 1 else g).to(dtype)
     bonus = None if bonus is None else bonus.to(dtype)
@@ -96,7 +96,7 @@ def state_scan_reference(
 ) -> StateScan:
     """The recurrence itself, token by token; g is None, [B, T, H] or [B, T, H, K]."""
     if cu_seqlens is not None:
-        offsets = cu_seqlens.tolist()
+        offsets = offsets_of(cu_seqlens, q.shape[1])
         runs = []
         for n, (start, end) in enumerate(pairwise(offsets)):
             one: Any = [None if x is None else x[:, start:end] for x in (q, k, v, g, a, b)]
@@ -118,7 +118,7 @@ def state_scan_reference(
             state = state + b[:, t, :, :, None].to(dtype) * read[:, :, None, :]
         seen = state if bonus is None else before + bonus[:, :, None] * written
         outputs.append(torch.einsum("bhk,bhkv->bhv", q[:, t], seen))
-    output = torch.stack(outputs, 1) * scale if outputs else v.new_zeros(v.shape)
+    output = (torch.stack(outputs, 1) if outputs else v) * scale
     return StateScan(output.to(low), state)
 
 

@@ -290,3 +290,26 @@ def test_the_choice_is_explained():
     with backends.use("torch"):
         assert backends.explain("state_scan", **case).chosen == "torch"
     assert BACKENDS["state_scan"].choose("", **case) == "native"
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("offsets", [[0, 3], [0, 9], [0, 3, 2, 4], [-1, 4]])
+def test_offsets_that_do_not_rise_to_the_length_are_refused(backend, offsets):
+    q = torch.randn(1, 4, 2, 3)
+    with pytest.raises(ValueError, match=r"cu_seqlens is \[.*T=4"):
+        state_scan(q, q, q, cu_seqlens=torch.tensor(offsets), backend=backend)
+
+
+@pytest.mark.parametrize("scale", ["a", torch.ones((), requires_grad=True)])
+def test_a_scale_is_a_number(scale):
+    q = torch.randn(1, 4, 2, 3)
+    with pytest.raises(TypeError, match="state_scan: scale must be a number, not"):
+        state_scan(q, q, q, scale=scale)
+
+
+def test_the_reference_of_no_tokens_can_be_differentiated():
+    q = torch.randn(2, 0, 1, 3, requires_grad=True)
+    output, _ = state_scan(q, q, q, backend="reference")
+    output.sum().backward()
+    assert q.grad is not None
+    assert q.grad.shape == q.shape

@@ -129,3 +129,15 @@ def test_which_decay_is_mild():
     x = torch.zeros(1, 1, 32, 4)
     assert isinstance(vector_decay(x, x, True, torch.full((1, 32, 4), -0.9)), MildDecay)
     assert isinstance(vector_decay(x, x, True, torch.full((1, 32, 4), -1.0)), StrongDecay)
+
+
+@pytest.mark.parametrize("shape", [(0, 70, 2, 4, 3), (2, 70, 0, 4, 3), (2, 64, 2, 0, 3), (2, 70, 2, 4, 0)])
+def test_an_empty_axis(shape):
+    *tokens, values = shape
+    q = torch.randn(tokens, requires_grad=True)
+    v, bonus = torch.randn(*tokens[:3], values), torch.randn(tokens[2:], requires_grad=True)
+    found = run(q=q, k=q, v=v, g=-q.square(), bonus=bonus)
+    assert found.output.shape == v.shape
+    (found.output.sum() + found.state.sum()).backward()
+    assert not q.grad.any()
+    assert not bonus.grad.any()
