@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 LIBRARY: Any = torch.library.Library("worldsim", "DEF")  # type: ignore[no-untyped-call]
 HIGHER = "it has one backward of its own; for second derivatives or jvp call it with backend='reference'"
@@ -27,7 +28,8 @@ class Operator:
     fake       (*arguments) -> empty tensors of the same shapes and dtypes
     backward   (grads, outputs, needed, *arguments) -> for each *tensor* argument its gradient or None.
                grads: one tensor or None for each output; outputs: the forward's own, when ``keep`` is set,
-               else (); needed: for each tensor argument whether its gradient is asked for
+               else (); needed: for each tensor argument whether its gradient is asked for. None for one
+               that is counts as zeros
     batched    the tensor arguments whose first axis is the batch, as have all outputs. ``vmap`` over these
                alone joins the axes; over any other it calls once for each member
     """
@@ -63,23 +65,29 @@ class Operator:
         self._transformed = _function(self)
 
     def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
-        # The functorch form of an autograd.Function costs some 50 microseconds more, so only where needed.
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        # The functorch form of an autograd.Function costs some 50 microseconds more, so only where needed:
+        # under a transform, and where forward-mode tangents would be dropped without a word.
+        if not torch.compiler.is_compiling() and (
+            torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+        ):
             found: tuple[Tensor, ...] = self._transformed.apply(*arguments)
             return found
         made: tuple[Tensor, ...] = self._forward(*arguments)
         return made
 
     def _whole(self, backward: Callable[..., Sequence[Tensor | None]]) -> Callable[..., list[Tensor]]:
-        """An operator returns tensors only: an empty one stands for None."""
+        """An operator returns tensors only: an empty one stands for a gradient that is not asked for."""
 
         def run(grads: Any, outputs: Any, needed: Any, *arguments: Any) -> list[Tensor]:
             found = backward(grads, outputs, needed, *arguments)
             example = arguments[self.tensors[0]]
-            absent = [example.new_empty(0) for _ in found]
+
+            def made(like: Tensor, one: Tensor | None) -> Tensor:
+                return torch.zeros_like(like) if one is None else one.to(like.dtype).contiguous()
+
             return [
-                one.to(arguments[i].dtype).contiguous() if one is not None and want else none
-                for i, one, want, none in zip(self.tensors, found, needed, absent, strict=True)
+                made(arguments[i], one) if want else example.new_empty(0)
+                for i, one, want in zip(self.tensors, found, needed, strict=True)
             ]
 
         return run

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from worldsim_kernels.operators import Operator
 
@@ -118,3 +119,12 @@ def test_an_unused_output_and_an_unneeded_gradient_cost_nothing(tensors):
     dx, dg = torch.autograd.grad(total, (x, g))
     torch.testing.assert_close(dx, torch.ones_like(x))
     assert not dg.any()
+
+
+def test_tangents_are_not_dropped(tensors):
+    x, g, w = (each.detach() for each in tensors)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            ours(dual, g, w)
+        assert ours(x, g, w).shape == x.shape
