@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from worldsim_kernels import native
-from worldsim_kernels.arguments import expect, finite
+from worldsim_kernels.arguments import expect, finite, some_tensor
 from worldsim_kernels.backends import Backends, requested
 from worldsim_kernels.operators import Operator
 
@@ -57,6 +57,8 @@ def affine_scan(
     Any strides will do; with more than one axis of lanes, an argument whose lanes cannot be viewed as one
     axis is copied. Raises ValueError or TypeError naming the argument that does not fit.
     """
+    some_tensor("affine_scan", "a", a)
+    some_tensor("affine_scan", "b", b)
     axes = [("B", None), ("T", None)] + [("D", None)] * (max(b.dim(), 2) - 2)
     expect("affine_scan", "b", b, axes)
     expect("affine_scan", "a", a, [(f"a{i}", None) for i in range(a.dim())], like=b)
@@ -103,10 +105,17 @@ def associative_scan(a: Tensor, b: Tensor, method: Literal["odd_even", "hillis_s
              in log2 T rounds
 
     From a state h before the first step the states are decay h + offset. Plain tensor operations,
-    differentiable to any order; on a CPU ``affine_scan`` is faster. Raises ValueError when the shapes differ.
+    differentiable to any order; on a CPU ``affine_scan`` is faster. Raises ValueError or TypeError naming the
+    argument that does not fit.
     """
-    expect("associative_scan", "b", b, [(f"b{i}", n) for i, n in enumerate(a.shape)], like=a)
-    return (_odd_even if method == "odd_even" else _hillis_steele)(Maps(a, b))
+    kernel = "associative_scan"
+    some_tensor(kernel, "a", a)
+    axes = [("B", None), ("T", None)] + [("D", None)] * (a.dim() - 2)
+    expect(kernel, "a", a, axes)
+    expect(kernel, "b", b, [(letter, n) for (letter, _), n in zip(axes, a.shape, strict=True)], like=a)
+    if method not in _METHODS:
+        raise ValueError(f"{kernel}: method is {method!r}; expected {' or '.join(_METHODS)}")
+    return _METHODS[method](Maps(a, b))
 
 
 def _after(later: Maps, earlier: Maps) -> Maps:
@@ -144,6 +153,9 @@ def _odd_even(maps: Maps) -> Maps:
 def _woven(even: Tensor, odd: Tensor) -> Tensor:
     pairs = torch.stack([even[:, : odd.shape[1]], odd], 2).flatten(1, 2)
     return torch.cat([pairs, even[:, odd.shape[1] :]], 1)
+
+
+_METHODS = {"odd_even": _odd_even, "hillis_steele": _hillis_steele}
 
 
 def _work(*tensors: Tensor) -> torch.dtype:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldsim_kernels import selective_native, selective_torch
-from worldsim_kernels.arguments import expect, finite
+from worldsim_kernels.arguments import expect, finite, some_tensor
 from worldsim_kernels.backends import Backends, requested
 from worldsim_kernels.operators import Operator
 from worldsim_kernels.selective_torch import Arguments
@@ -95,6 +95,7 @@ def _check_shapes(
     states = A.shape[1]
     if not states or not channels:
         raise ValueError(f"{kernel}: A has shape {list(A.shape)}; expected at least one channel and state")
+    some_tensor(kernel, "B", B)
     groups = [("G", B.shape[2])] if B.dim() == 4 else []
     for name, tensor in (("B", B), ("C", C)):
         expect(kernel, name, tensor, [*whole[:2], *groups, ("N", states)], like=u)

@@ -236,3 +236,23 @@ def test_log_depth_forms_agree_with_the_loop(method, length):
 def test_log_depth_forms_pass_gradcheck(method):
     a, b, _ = (x.double().requires_grad_() for x in case(1, 7, 2))
     assert torch.autograd.gradcheck(lambda a, b: associative_scan(a, b, method), (a, b))
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_what_is_no_tensor_is_named(name):
+    given = dict.fromkeys("ab", torch.ones(1, 2, 3)) | {name: 0.5}
+    for scan in (affine_scan, associative_scan):
+        with pytest.raises(TypeError, match=f"{scan.__name__}: {name} must be a tensor, not float"):
+            scan(**given)
+
+
+def test_an_unknown_method_is_refused():
+    x = torch.ones(1, 2, 3)
+    with pytest.raises(ValueError, match="method is 'blelloch'; expected odd_even or hillis_steele"):
+        associative_scan(x, x, "blelloch")
+
+
+def test_an_output_of_no_steps_gives_the_initial_state_no_gradient():
+    b, initial = torch.ones(2, 0, 3), torch.ones(2, 3, requires_grad=True)
+    affine_scan(b, b, initial, backend="torch").output.sum().backward()
+    assert torch.equal(initial.grad, torch.zeros(2, 3))

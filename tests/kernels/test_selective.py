@@ -277,3 +277,9 @@ def test_the_choice_is_explained():
     wide = backends.explain("selective_scan", **case(length=1, channels=1, states=300))
     assert wide.chosen == "torch"
     assert "at most 256 states" in wide.reasons["native"]
+
+
+def test_what_is_no_tensor_is_named():
+    u = torch.ones(1, 2, 3)
+    with pytest.raises(TypeError, match="selective_scan: B must be a tensor, not NoneType"):
+        selective_scan(u, u, -torch.ones(3, 2), None, torch.ones(1, 2, 2))
