@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from worldsim_kernels.arguments import expect, same_dtype
+from worldsim_kernels.arguments import expect, finite, number, same_dtype
 from worldsim_kernels.scan import StateScan, state_dtype, state_scan
 
 FeatureMap = Callable[[Tensor], Tensor]
@@ -79,10 +79,8 @@ def linear_attention(
         v = F.pad(v, (0, 1), value=1.0)
     if causal:
         output, state = state_scan(q, k, v, scale=scale, **options)
-    elif options.get("cu_seqlens") is None:
-        output, state = _over_all(q, k, v, scale, options.get("initial_state"))
     else:
-        raise ValueError("linear_attention: cu_seqlens is given; expected None when causal is False")
+        output, state = _over_all(q, k, v, scale, **options)
     if normalise:
         output = output[..., :-1] / (output[..., -1:] + eps)
     return StateScan(output.to(low), state)
@@ -99,17 +97,32 @@ def _feature_map(named: str | FeatureMap) -> FeatureMap:
 
 
 def _over_all(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None, initial_state: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None,
+    *,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    backend: str | None = None,
+    check: bool = False,
 ) -> tuple[Tensor, Tensor]:
+    kernel = "linear_attention"
+    if cu_seqlens is not None:
+        raise ValueError(f"{kernel}: cu_seqlens is given; expected None when causal is False")
+    if check:
+        for name, tensor in (("q", q), ("k", k), ("v", v), ("initial_state", initial_state)):
+            if tensor is not None:
+                finite(kernel, name, tensor)
     # Autocast would round the sums to half precision.
     with torch.autocast(q.device.type, enabled=False):
         state = torch.einsum("bthk,bthv->bhkv", k, v)
         if initial_state is not None:
             axes = tuple(zip("NHKV", state.shape))
-            expect("linear_attention", "initial_state", initial_state, axes, like=q)
+            expect(kernel, "initial_state", initial_state, axes, like=q)
             state = state + initial_state
         output = torch.einsum("bthk,bhkv->bthv", q, state)
-    return output if scale is None else output * scale, state
+    return output if scale is None else output * number(kernel, "scale", scale), state
 
 
 def retention(
@@ -177,7 +190,7 @@ def lightning_slopes(
     In a stack of several layers times 1 - layer / (layers - 1) + 1e-5 (MiniMax-01, 2025), so that the last
     layer remembers longest.
     """
-    slopes = 2.0 ** (-8 / heads * torch.arange(1, heads + 1, dtype=dtype, device=device))
+    slopes = 2.0 ** (-8 / max(1, heads) * torch.arange(1, heads + 1, dtype=dtype, device=device))
     return slopes if layers == 1 else slopes * (1 - layer / (layers - 1) + 1e-5)
 
 

@@ -403,3 +403,16 @@ def test_refusals_of_linear_attention_and_ssd():
     refused(lambda: ssd(**given | {"C": given["C"].float()}), TypeError, "ssd: C", "float32")
     refused(lambda: ssd(**given | {"D": given["D"][:2]}), ValueError, "ssd: D")
     refused(lambda: ssd(**given | {"dt": given["dt"][0]}), ValueError, "ssd: dt")
+
+
+def test_linear_attention_over_all_tokens_takes_the_same_options():
+    x = torch.ones(1, 2, 1, 3)
+    with pytest.raises(ValueError, match="linear_attention: v is nan"):
+        mixers.linear_attention(x, x, x * torch.nan, causal=False, check=True)
+    with pytest.raises(TypeError, match="chunk"):
+        mixers.linear_attention(x, x, x, causal=False, chunk=3)
+
+
+def test_lightning_of_no_heads():
+    x = torch.ones(1, 2, 0, 3)
+    assert mixers.lightning(x, x, x).output.shape == x.shape
