@@ -64,7 +64,7 @@ class RWKV7TimeMix(nn.Module):
            parity and permutations (Grazzi et al., 2024)
     ranks  of the low-rank maps of w, a, v and g; None scales them with the width
 
-    Raises ValueError unless ``heads`` divides ``width``.
+    Raises ValueError unless ``heads`` divides ``width`` and ``layer`` is one of 0 to ``layers`` - 1.
     """
 
     def __init__(
@@ -78,8 +78,9 @@ class RWKV7TimeMix(nn.Module):
         ranks: tuple[int, int, int, int] | None = None,
     ) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"RWKV7TimeMix: heads is {heads}; expected a divisor of width={width}")
+        _expect_place("RWKV7TimeMix", layer, layers)
         self.heads, self.a_max = heads, a_max
         place, depth = torch.arange(width) / width, 1 - layer / layers
         rank_w, rank_a, rank_v, rank_g = ranks or _ranks(width)
@@ -151,6 +152,8 @@ class RWKV7TimeMix(nn.Module):
     ) -> TimeMixed:
         """``forward`` of one token: x, v_first and the output are [B, D]."""
         expect("RWKV7TimeMix", "x", x, (("B", None), ("D", None)))
+        if v_first is not None:
+            expect("RWKV7TimeMix", "v_first", v_first, tuple(zip("BD", x.shape)), like=x)
         before = None if v_first is None else v_first[:, None]
         output, v_first, state = self(x[:, None], before, state, backend=backend)
         return TimeMixed(output[:, 0], v_first[:, 0], state)
@@ -165,17 +168,24 @@ class RWKV7TimeMix(nn.Module):
                 raise ValueError("RWKV7TimeMix: v_first is given; the first layer makes it")
             expect("RWKV7TimeMix", "v_first", v_first, tuple(zip("BTD", x.shape)), like=x)
         if state is not None:
-            expect("RWKV7TimeMix", "state.last", state.last, (("B", x.shape[0]), ("D", width)), like=x)
+            if not isinstance(state, TimeMixState):
+                raise TypeError(f"RWKV7TimeMix: state must be a TimeMixState, not {type(state).__name__}")
+            batch, size = ("B", x.shape[0]), width // self.heads
+            axes = (batch, ("H", self.heads), ("K", size), ("K", size))
+            expect("RWKV7TimeMix", "state.last", state.last, (batch, ("D", width)), like=x)
+            expect("RWKV7TimeMix", "state.memory", state.memory, axes, like=x)
 
 
 class RWKV7ChannelMix(nn.Module):
     """Channel mixing of layer ``layer`` out of ``layers``, of ``width`` channels.
 
-    relu(x^k W_k)^2 W_v, with ``expand`` times as many channels between.
+    relu(x^k W_k)^2 W_v, with ``expand`` times as many channels between. Raises ValueError unless ``layer`` is
+    one of 0 to ``layers`` - 1.
     """
 
     def __init__(self, width: int, *, expand: int = 4, layer: int = 0, layers: int = 1) -> None:
         super().__init__()
+        _expect_place("RWKV7ChannelMix", layer, layers)
         place, depth = torch.arange(width) / width, 1 - layer / layers
         self.mu = nn.Parameter(1 - place ** (depth**4))
         self.key = nn.Linear(width, expand * width, bias=False)
@@ -208,7 +218,7 @@ class LowRank(nn.Module):
         width: int,
         rank: int,
         start: Tensor | None,
-        act: Callable[[Tensor], Tensor] = lambda x: x,
+        act: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.act = act
@@ -217,8 +227,14 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(nn.init.orthogonal_(torch.empty(rank, width), 0.1))
 
     def forward(self, x: Tensor) -> Tensor:
-        changed = self.act(x @ self.down) @ self.up
+        low = x @ self.down
+        changed = (low if self.act is None else self.act(low)) @ self.up
         return changed if self.start is None else self.start + changed
+
+
+def _expect_place(block: str, layer: int, layers: int) -> None:
+    if not 0 <= layer < layers:
+        raise ValueError(f"{block}: layer is {layer}; expected 0 to layers - 1, layers being {layers}")
 
 
 def _ranks(width: int) -> tuple[int, int, int, int]:

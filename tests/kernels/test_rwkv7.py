@@ -1,6 +1,7 @@
 """The RWKV-7 block against its equations written out token by token, its streaming and its causality."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -166,7 +167,7 @@ def test_wrong_arguments_are_named():
         first(x[..., :11])
     with pytest.raises(ValueError, match=r"state\.last has shape"):
         first(x, None, TimeMixState(x[:1, 0], torch.zeros(B, H, 4, 4)))
-    with pytest.raises(ValueError, match="initial_state has shape"):
+    with pytest.raises(ValueError, match=r"state\.memory has shape"):
         first(x, None, TimeMixState(x[:, 0], torch.zeros(B, H, 4, 5)))
     with pytest.raises(ValueError, match="x has shape"):
         RWKV7ChannelMix(D)(x[0])
@@ -174,3 +175,31 @@ def test_wrong_arguments_are_named():
         RWKV7ChannelMix(D)(x, x[:1, 0])
     with pytest.raises(ValueError, match="x has shape"):
         first.step(x)
+
+
+def test_a_pickled_block_is_the_same():
+    block, x = later_layer(), normal(1, B, T, D)
+    copy = pickle.loads(pickle.dumps(block))
+    assert torch.equal(copy(x, x).output, block(x, x).output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"heads": 0}, "heads is 0"),
+        ({"heads": H, "layers": 0}, "layer is 0; expected 0 to layers - 1, layers being 0"),
+        ({"heads": H, "layer": 2, "layers": 2}, "layer is 2"),
+    ],
+)
+def test_a_block_that_cannot_be_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RWKV7TimeMix(D, **arguments)
+
+
+def test_a_state_or_value_of_another_type_is_named():
+    block, x = RWKV7TimeMix(D, H), torch.zeros(B, T, D)
+    last, memory = torch.zeros(B, D), torch.zeros(B, H, D // H, D // H)
+    with pytest.raises(TypeError, match="state must be a TimeMixState, not tuple"):
+        block(x, state=(last, memory))
+    with pytest.raises(TypeError, match="v_first must be a tensor, not int"):
+        later_layer().step(last, 3)
