@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from worldsim_kernels import fused
-from worldsim_kernels.arguments import expect, finite, same_dtype
+from worldsim_kernels.arguments import expect, finite, number, same_dtype
 from worldsim_kernels.backends import Backends, interpreted, requested
 from worldsim_kernels.operators import Operator
+from worldsim_kernels.precision import full
 from worldsim_kernels.tiles import Scores, computed_in, heads_first, tiled_backward, tiled_forward
 
 
@@ -72,7 +73,7 @@ def attend(
     _expect(q, k, v, bias, mask, window, temperature)
     if check:
         _check(q, k, v, bias, temperature)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = q.shape[-1] ** -0.5 if scale is None else number("attend", "scale", scale)
     bias, mask = (None if each is None else each[(None,) * (4 - each.dim())] for each in (bias, mask))
     tau = None if temperature is None else temperature.expand(q.shape[2])
     name = requested(backend)
@@ -81,6 +82,7 @@ def attend(
     return Attention(*_operator(q, k, v, bias, mask, tau, causal, window, scale, name))
 
 
+@full
 def attend_reference(
     q: Tensor,
     k: Tensor,
@@ -120,10 +122,13 @@ def merge(parts: Sequence[Attention]) -> Attention:
     """Attention over all keys from that over disjoint parts of them: o = sum_p e^(lse_p - lse) o_p.
 
     lse = log sum_p e^(lse_p). All parts are of the same queries, each [B, T, H, V] and [B, T, H].
-    Differentiable to any order. Raises ValueError without parts.
+    Differentiable to any order. Raises ValueError without parts, or for parts of unlike shapes.
     """
     if not parts:
         raise ValueError("merge: there are no parts")
+    shapes = [tuple(map(list, (part.output.shape, part.lse.shape))) for part in parts]
+    if shapes != shapes[:1] * len(parts):
+        raise ValueError(f"merge: parts have outputs and lse of shapes {shapes}; expected the same for all")
     each = torch.stack([part.lse for part in parts])
     top = each.detach().amax(0)
     top = top.masked_fill(top == -math.inf, 0.0)
@@ -149,6 +154,7 @@ def _seen(queries: int, keys: int, causal: bool, window: int | None, device: tor
 # The operator
 
 
+@full
 def _forward(
     q: Tensor,
     k: Tensor,
@@ -183,6 +189,7 @@ def _fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(*shape, v.shape[-1]), q.new_empty(shape, dtype=computed_in(q))
 
 
+@full
 def _backward(
     grads: Sequence[Tensor | None],
     outputs: Sequence[Tensor],
@@ -272,6 +279,8 @@ def _expect(
 ) -> None:
     expect("attend", "q", q, (("B", None), ("T", None), ("H", None), ("K", None)))
     batch, queries, heads, width = q.shape
+    if width == 0:
+        raise ValueError(f"attend: q has shape {list(q.shape)}; expected K of at least 1")
     expect("attend", "k", k, (("B", batch), ("S", None), ("G", None), ("K", width)), like=q)
     keys, shared = k.shape[1:3]
     expect("attend", "v", v, (("B", batch), ("S", keys), ("G", shared), ("V", None)), like=q)
@@ -287,6 +296,8 @@ def _expect(
     if temperature is not None:
         axes = () if isinstance(temperature, Tensor) and temperature.dim() == 0 else (("H", heads),)
         expect("attend", "temperature", temperature, axes, like=q)
+    if window is not None and not isinstance(window, (int, torch.SymInt)):
+        raise TypeError(f"attend: window must be a whole number, not {type(window).__name__}")
     if window is not None and window < 1:
         raise ValueError(f"attend: window is {window}; a window holds at least one key")
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from worldsim_kernels.arguments import expect, same_dtype
+from worldsim_kernels.precision import full
 
 FEW = 4
 LOSS = 16
@@ -74,6 +75,7 @@ class _Squared(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
+    @full
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         (x, y), (grad,) = ctx.saved_tensors, grads
         x, y = _centred(x, y)
@@ -106,6 +108,7 @@ def _centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x - middle, y - middle
 
 
+@full
 def _expanded(x: Tensor, y: Tensor) -> Tensor:
     """The expansion, and differences for the pairs whose distance is below its error's bound."""
     left, right = _centred(x, y)

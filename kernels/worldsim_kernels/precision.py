@@ -68,6 +68,21 @@ def protected(role: Role) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
+def full(function: Callable[P, R]) -> Callable[P, R]:
+    """A decorator: the function runs outside autocast, which would lower its matrix products."""
+
+    @wraps(function)
+    def run(*arguments: P.args, **options: P.kwargs) -> R:
+        values = [*arguments, *options.values()]
+        kind = next((value.device.type for value in values if isinstance(value, Tensor)), "cpu")
+        if not torch.is_autocast_enabled(kind):
+            return function(*arguments, **options)
+        with torch.autocast(kind, enabled=False):
+            return function(*arguments, **options)
+
+    return run
+
+
 def collapsed(decays: Tensor, dtype: torch.dtype) -> Tensor:
     """Which decays below 1 become exactly 1 in ``dtype``: their states would never forget."""
     return (decays < 1) & (decays.to(dtype) == 1)

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldsim_kernels.arguments import FLOATS, expect, same_dtype
+from worldsim_kernels.arguments import FLOATS, expect, number, same_dtype
 from worldsim_kernels.backends import Backends, requested
 from worldsim_kernels.operators import Operator
 from worldsim_kernels.precision import dtype_of
@@ -62,6 +62,7 @@ def rms_norm(
     Raises TypeError and ValueError for arguments that do not fit.
     """
     _check_rows("rms_norm", x, scale, shift)
+    eps = number("rms_norm", "eps", eps)
     if weight is not None:
         expect("rms_norm", "weight", weight, [("D", x.shape[-1])], like=x)
     if residual is not None:
@@ -98,6 +99,10 @@ def modulate(
     Raises TypeError and ValueError for arguments that do not fit.
     """
     _check_rows("modulate", x, scale, shift)
+    eps = number("modulate", "eps", eps)
+    for one, given in (("scale", scale), ("shift", shift)):
+        if given is None:
+            raise TypeError(f"modulate: {one} must be a tensor, not NoneType")
     name = requested(backend)
     if name == "reference":
         return modulate_reference(x, scale, shift, eps=eps)
@@ -114,7 +119,7 @@ def swiglu(a: Tensor, b: Tensor, *, backend: str | None = None) -> Tensor:
 
     Raises TypeError and ValueError unless a and b have one shape, dtype and device.
     """
-    expect("swiglu", "a", a, _axes(a))
+    _check_rows("swiglu", a, name="a")
     expect("swiglu", "b", b, _axes(a), like=a)
     same_dtype("swiglu", "b", b, a, "a")
     name = requested(backend)
@@ -142,7 +147,7 @@ def token_shift(
     if not isinstance(mu, Tensor) or mu.dim() != 2:
         expect("token_shift", "mu", mu, [("D", x.shape[2])], like=x)
     else:
-        expect("token_shift", "mu", mu, [("M", None), ("D", x.shape[2])], like=x)
+        expect("token_shift", "mu", mu, [("M", len(mu) or 1), ("D", x.shape[2])], like=x)
     if previous is None:
         previous = x.new_zeros(x.shape[0], x.shape[2])
     expect("token_shift", "previous", previous, [("B", x.shape[0]), ("D", x.shape[2])], like=x)
@@ -199,7 +204,7 @@ def _rotated(kernel: str, x: Tensor, positions: Tensor | None, speeds: Tensor, i
     batch, time, _, width = x.shape
     if positions is None:
         positions = torch.arange(time, device=x.device)
-    axes = [("B", batch), ("T", time)][positions.dim() < 2 :]
+    axes = [("B", batch), ("T", time)][not isinstance(positions, Tensor) or positions.dim() < 2 :]
     expect(kernel, "positions", positions, axes, like=x, dtypes=(*FLOATS, torch.int64, torch.int32))
     angles = positions.double()[..., None, None] * speeds
     cos, sin = _wide(angles.cos(), x), _wide(angles.sin(), x)
@@ -213,10 +218,12 @@ def _axes(x: Tensor) -> list[tuple[str, int | None]]:
     return [("D" if i == x.dim() - 1 else f"axis {i}", size) for i, size in enumerate(x.shape)]
 
 
-def _check_rows(kernel: str, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> None:
+def _check_rows(
+    kernel: str, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, name: str = "x"
+) -> None:
     if not isinstance(x, Tensor) or x.dim() == 0:
-        expect(kernel, "x", x, [("...", None), ("D", None)])
-    expect(kernel, "x", x, _axes(x))
+        expect(kernel, name, x, [("...", None), ("D", None)])
+    expect(kernel, name, x, _axes(x))
     for name, one in (("scale", scale), ("shift", shift)):
         if one is not None:
             leading = min(one.dim(), x.dim()) - 1 if isinstance(one, Tensor) else 0

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from worldsim_kernels.arguments import expect, finite
+from worldsim_kernels.arguments import expect, finite, number
 from worldsim_kernels.backends import Backends, requested
 from worldsim_kernels.operators import Operator
 from worldsim_kernels.scaling import (
@@ -93,6 +93,10 @@ def sinkhorn(
     _expect_clouds(x, y)
     _expect_positive("epsilon", epsilon)
     _expect_positive("tolerance", tolerance)
+    if not isinstance(max_iterations, int):
+        raise TypeError(
+            f"sinkhorn: max_iterations must be a whole number, not {type(max_iterations).__name__}"
+        )
     if max_iterations < 1:
         raise ValueError(f"sinkhorn: max_iterations is {max_iterations}; expected at least 1")
     lead, (n, d), m = x.shape[:-2], x.shape[-2:], y.shape[-2]
@@ -123,9 +127,9 @@ def _expect_clouds(x: Tensor, y: Tensor) -> None:
         )
 
 
-def _expect_positive(name: str, number: float) -> None:
-    if not 0 < number < float("inf"):
-        raise ValueError(f"sinkhorn: {name} is {number}; expected a positive number")
+def _expect_positive(name: str, value: float) -> None:
+    if not 0 < number("sinkhorn", name, value) < float("inf"):
+        raise ValueError(f"sinkhorn: {name} is {value}; expected a positive number")
 
 
 def _weights(name: str, weights: Tensor | None, points: Tensor) -> Tensor:

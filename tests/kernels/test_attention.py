@@ -205,6 +205,12 @@ def test_parts_merge_into_the_whole():
     assert all(error(a, b) < 1e-13 for a, b in zip(*gradients))
 
 
+def test_unlike_parts_do_not_merge():
+    q = torch.ones(2, 3, 4, 8)
+    with pytest.raises(ValueError, match=r"merge: parts have outputs .*\[1, 3, 4, 8\]"):
+        merge([attend(q, q, q), attend(q[:1], q[:1], q[:1])])
+
+
 def test_nothing_merges_into_nothing():
     (q, k, v, _, _), _, _ = made()
     blind = attend(q, k[:, :0], v[:, :0])
@@ -310,6 +316,9 @@ WRONG = {
         r"temperature has shape \[3\]; expected \[H=4\]",
     ),
     "window": ({"window": 0}, ValueError, "window is 0"),
+    "window type": ({"window": 2.5}, TypeError, "window must be a whole number, not float"),
+    "scale": ({"scale": torch.tensor(0.5)}, TypeError, "scale must be a number, not Tensor"),
+    "no numbers": ({"q": torch.ones(2, 37, 4, 0)}, ValueError, "q has shape .*; expected K of at least 1"),
     "backend": ({"backend": "native"}, ValueError, "attend has no native form"),
 }
 UNFIT = {
@@ -358,6 +367,20 @@ def test_distance_and_gaussian_bias():
         torch.testing.assert_close(made_[:, head], -apart / size)
         torch.testing.assert_close(bell[:, head], -apart.square() / (2 * size**2))
     assert distance_bias(x[0], y[0], 2.0).shape == (1, 5, 6)
+
+
+def test_wrong_positions_are_named():
+    x = torch.ones(5, 2)
+    for call, kind, words in (
+        (lambda: distance_bias("x", x, 1.0), TypeError, "distance_bias: positions_q must be a tensor"),
+        (lambda: distance_bias(x, x[:, :1], 1.0), ValueError, "distance_bias: positions_k has .* D=2"),
+        (lambda: gaussian_bias(x[0], x, 1.0), ValueError, "gaussian_bias: positions_q has shape"),
+        (lambda: gaussian_bias(x, x, torch.ones(2, 2)), ValueError, r"length has shape \[2, 2\]"),
+        (lambda: distance_bias(x, x, 0.0), ValueError, "length is 0.0; it must be positive"),
+        (lambda: light_cone(x, torch.ones(4), 1.0), ValueError, "light_cone: t has .*T=5"),
+    ):
+        with pytest.raises(kind, match=words):
+            call()
 
 
 def test_a_light_cone_holds_what_may_have_been_heard():

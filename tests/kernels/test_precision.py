@@ -3,7 +3,26 @@
 import pytest
 import torch
 
+from worldsim_kernels import attend, pairwise
 from worldsim_kernels.precision import collapsed, dtype_of, protected
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_autocast_does_not_reach_into_attention_and_distances(backend):
+    x = torch.randn(2, 9, 4, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    for call in (
+        lambda: attend(x, x, x, window=3, backend=backend).output,
+        lambda: pairwise(x, 2 * x),
+    ):
+        plain = call()
+        expected = torch.autograd.grad(plain.square().sum(), x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = call()
+        # A backward that is autograd's own runs under the autocast it is called in.
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=backend == "torch"):
+            grads = torch.autograd.grad(found.square().sum(), x)
+        assert torch.equal(found, plain)
+        assert torch.equal(grads[0], expected[0])
 
 
 def test_each_role_has_its_least_precision():

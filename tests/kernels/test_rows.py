@@ -262,6 +262,12 @@ def test_second_derivatives_name_the_backend_that_has_them(normal):
         (lambda x: modulate(x, x[:, :1, :], x), ValueError, "modulate: scale has shape"),
         (lambda x: modulate(x, x, x[:, 0]), ValueError, "shift has shape .* that of scale"),
         (lambda x: swiglu(x, x[..., :4]), ValueError, "swiglu: b has shape"),
+        (lambda x: rms_norm(x, eps="small"), TypeError, "rms_norm: eps must be a number, not str"),
+        (lambda x: modulate(x, x, None), TypeError, "modulate: shift must be a tensor"),
+        (lambda x: swiglu([1.0], x), TypeError, "swiglu: a must be a tensor"),
+        (lambda x: swiglu(x.sum(), x), ValueError, "swiglu: a has shape"),
+        (lambda x: token_shift(x, x[:0, 0]), ValueError, r"token_shift: mu has shape .*; expected \[M=1"),
+        (lambda x: rotary(x[None], [0, 1]), TypeError, "rotary: positions must be a tensor"),
         (lambda x: swiglu(x, x.half()), TypeError, "swiglu: b has dtype"),
         (lambda x: token_shift(x[0], x[0, 0]), ValueError, "token_shift: x has shape"),
         (lambda x: token_shift(x, x[0, :, :5]), ValueError, "token_shift: mu has shape"),
@@ -291,6 +297,14 @@ def turns(rotate, width, x):
         return (rotate(q, torch.tensor([s])) * rotate(k, torch.tensor([t]))).sum((1, 3))
 
     torch.testing.assert_close(product(7, 3), product(1_000_004, 1_000_000), rtol=1e-9, atol=1e-9)
+
+
+def test_the_last_of_no_tokens_has_a_gradient(normal):
+    previous = normal(3, 8).requires_grad_()
+    output, last = token_shift(normal(3, 0, 8), normal(8), previous)
+    (unused,) = torch.autograd.grad(output.sum(), previous, retain_graph=True)
+    assert torch.equal(unused, torch.zeros(3, 8))
+    assert torch.equal(torch.autograd.grad(last.sum(), previous)[0], torch.ones(3, 8))
 
 
 @pytest.mark.parametrize("rotate", [rotary, xpos, lambda x, t: rotary(x, t, interleaved=False)])
