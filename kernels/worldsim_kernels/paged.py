@@ -170,6 +170,8 @@ class PagedCache:
 
     def _take(self) -> int:
         block = self._free.pop()
+        # What is hidden has weight 0, which a NaN of an earlier owner would outlive.
+        self.keys[block], self.values[block] = 0, 0
         self._owners[block] = 1
         return block
 
@@ -194,7 +196,7 @@ class PagedCache:
 
 
 def _padded(tables: Sequence[Sequence[int]]) -> Tensor:
-    """[N, longest]; block 0 stands where a table has ended, and the mask hides it."""
+    """[N, longest]; where a table has ended its own first block stands, and the mask hides it."""
     longest = max((len(each) for each in tables), default=0)
-    rows = [[*each, *[0] * (longest - len(each))] for each in tables]
+    rows = [[*each, *(each[:1] or [0]) * (longest - len(each))] for each in tables]
     return torch.tensor(rows, dtype=torch.int64).view(len(tables), longest)

@@ -119,6 +119,21 @@ def test_a_full_pool_says_so_and_stores_nothing(rng):
     assert cache.free_blocks == 2
 
 
+def test_what_is_not_finite_stays_in_its_own_sequence(rng):
+    cache = PagedCache(6, 2, 4, block=4, dtype=F64)
+    broken, short, long = cache.add(), cache.add(), cache.add()
+    bad = torch.full((4, 2, 4), torch.nan, dtype=F64)
+    cache.append(broken, bad, bad)
+    for one, count in ((short, 3), (long, 9)):
+        cache.append(one, tokens(count, rng), tokens(count, rng))
+    q = torch.ones(3, 1, 2, 4, dtype=F64)
+    found = cache.attend(q, [broken, short, long]).output.isnan().flatten(1)
+    assert found.all(1).tolist() == found.any(1).tolist() == [True, False, False]
+    cache.free(broken)
+    cache.append(cache.add(), tokens(3, rng), tokens(3, rng))
+    assert cache.attend(q[:1], [3]).output.isfinite().all()
+
+
 def test_wrong_arguments_are_named(rng):
     cache = PagedCache(4, 2, 4, dtype=F64)
     one = cache.add()
