@@ -198,5 +198,5 @@ class PagedCache:
 def _padded(tables: Sequence[Sequence[int]]) -> Tensor:
     """[N, longest]; where a table has ended its own first block stands, and the mask hides it."""
     longest = max((len(each) for each in tables), default=0)
-    rows = [[*each, *(each[:1] or [0]) * (longest - len(each))] for each in tables]
+    rows = [[*each, *[each[0] if each else 0] * (longest - len(each))] for each in tables]
     return torch.tensor(rows, dtype=torch.int64).view(len(tables), longest)
