@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import argparse
 import json
 import math
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -36,7 +37,7 @@ class Plan:
 
     lengths  of the comparisons
     long     of our default alone
-    memory   where peak memory is measured
+    memory   where peak memory is measured, of ``remembered`` passes (False forward, True with backward)
     errors   where errors are
     cap      seconds that no call may pass
     budget   seconds that each call is given at each length, and ``least`` its rounds at any rate
@@ -47,6 +48,7 @@ class Plan:
     lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384)
     long: tuple[int, ...] = (4096, 16384, 65536, 262144, 1048576)
     memory: int = 4096
+    remembered: tuple[bool, ...] = (False, True)
     errors: int = 1024
     cap: float = 4.0
     budget: float = 1.0
@@ -60,6 +62,7 @@ QUICK = Plan(
     lengths=(1024, 4096),
     long=(4096, 8192, 16384, 32768, 65536),
     memory=512,
+    remembered=(False,),
     errors=256,
     cap=0.25,
     budget=0.1,
@@ -163,7 +166,7 @@ def memory(plan: Plan, families: list[Family]) -> dict[Any, float]:
         for family in families
         for method in family.methods
         if method.run is not None
-        for backward in PASSES
+        for backward in plan.remembered
     }
 
 
@@ -217,7 +220,9 @@ def _short(problem: Exception) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="1k and 4k tokens, fewer rounds, no compiling")
+    parser.add_argument(
+        "--quick", action="store_true", help="1k and 4k tokens, fewer rounds, no compiling: under a minute"
+    )
     parser.add_argument("--only", help="families whose name contains this")
     parser.add_argument("--json", help="also write all figures to this file")
     options = parser.parse_args()
@@ -226,12 +231,13 @@ def main() -> None:
     if not families:
         parser.error(f"no family contains {options.only!r}; there are {', '.join(f.name for f in FAMILIES)}")
     torch.set_num_threads(1)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what is measured is not lost
     begun = time.perf_counter()
 
     # Children first: they are forked while this process has computed nothing.
     results: dict[str, Any] = {}
     memories = memory(plan, families)
-    ends = plan.long[0], plan.long[1] if plan is QUICK else plan.long[-1]
+    ends = plan.long[0], plan.long[1] if plan is QUICK else plan.long[-2]
     results["state memory"] = {f.name: processes.state_memory(f, *ends) for f in families}
     results["threads"] = {f.name: processes.two_threads(f, plan.lengths[-1], plan.rounds) for f in families}
     if plan.builds:

@@ -136,6 +136,7 @@ def test_every_parameter_learns_and_the_backends_agree():
 
 
 def test_autocast_keeps_the_state_and_the_decays_in_float32():
+    torch.manual_seed(0)
     first, later = stirred(RWKV7TimeMix(D, H)).float(), later_layer().float()
     x = normal(1, B, T, D).float()
     expected = later(first(x).output, first(x).v_first)
