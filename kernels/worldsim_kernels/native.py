@@ -19,6 +19,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import cache
@@ -98,13 +99,16 @@ def strides(tensor: Tensor | None, axes: int) -> ctypes.Array[ctypes.c_int64]:
 
 @cache
 def _loaded(name: str) -> ctypes.CDLL:
-    target = _built(name)
+    """What is kept; if that cannot be loaded, what this user has among the temporary ones, or makes there."""
+    kept = _built(name)
     try:
-        return ctypes.CDLL(str(target))
+        return ctypes.CDLL(str(kept))
     except OSError:
-        own = _own_folder() / target.name
-        if not own.exists():
-            _compile(CSRC / f"{name}.c", own)
+        own = _own_folder() / kept.name
+    try:
+        return ctypes.CDLL(str(own))
+    except OSError:
+        _compile(CSRC / f"{name}.c", own)
     try:
         return ctypes.CDLL(str(own))
     except OSError as problem:
@@ -121,7 +125,7 @@ def _built(name: str) -> Path:
 
 @cache
 def cache_folder() -> Path:
-    """Where libraries are kept; a folder of this process when that place cannot be written."""
+    """Where libraries are kept; where that cannot be written, this user's among the temporary folders."""
     try:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute()
         folder = root / "worldsim" / "native"
@@ -134,6 +138,19 @@ def cache_folder() -> Path:
 
 @cache
 def _own_folder() -> Path:
+    """``worldsim-native-UID`` among the temporary folders; one of this process alone where that is not ours.
+
+    Code is loaded from it, so nobody else may write there.
+    """
+    user = os.getuid()
+    folder = Path(tempfile.gettempdir()) / f"worldsim-native-{user}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == user and not found.st_mode & 0o077:
+            return folder
+    except OSError:
+        pass
     return Path(tempfile.mkdtemp(prefix="worldsim-native-"))
 
 

@@ -1,8 +1,10 @@
 """C kernels are compiled once, kept safely, and refused with a reason."""
 
 import ctypes
+import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -29,6 +31,8 @@ def place(monkeypatch, tmp_path):
     (sources / "vector.h").write_text((native.CSRC / "vector.h").read_text())
     monkeypatch.setattr(native, "CSRC", sources)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     cached = [value for value in vars(native).values() if hasattr(value, "cache_clear")]
     for each in cached:
         each.cache_clear()
@@ -82,7 +86,12 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_one(place, mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "file"))
     (place / "one.c").write_text(PROGRAM)
     assert native.library("one").answer() == 42
-    assert "worldsim-native-" in str(native.cache_folder())
+    folder = native.cache_folder()
+    assert folder == place.parent / "tmp" / f"worldsim-native-{os.getuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    native._own_folder.cache_clear()
+    folder.chmod(0o777)  # anybody could put a library there
+    assert native._own_folder() != folder
 
 
 @needs_compiler

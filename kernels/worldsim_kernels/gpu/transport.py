@@ -4,8 +4,8 @@
           = -rate |x_i|^2 + ln sum_j exp([score_j - rate |y_j|^2] + 2 rate x_i . y_j)
 
 is the log-sum-exp of attention with a bias. One program keeps a running maximum and sum for a block of rows
-and walks over blocks of columns, so that memory is O(n + m). Products are in float32 without TF32: an error of
-5e-4 of x . y would be one of 5e-4 / epsilon in an exponent.
+and walks over blocks of columns, so that memory is O(n + m). Products are in float32 without TF32: an error
+of 5e-4 of x . y would be one of 5e-4 / epsilon in an exponent.
 """
 
 from __future__ import annotations
@@ -57,8 +57,10 @@ def _log_sums(
 
 
 def softmin(x: Tensor, y: Tensor, score: Tensor, rate: float) -> Tensor:
-    """ln sum_j exp(score_j - rate |x_i - y_j|^2) ``[n]``, for ``x`` ``[n, d]``, ``y`` ``[m, d]`` and ``score``
-    ``[m]`` in float32, contiguous."""
+    """ln sum_j exp(score_j - rate |x_i - y_j|^2) ``[n]``.
+
+    ``x`` ``[n, d]``, ``y`` ``[m, d]`` and ``score`` ``[m]`` are float32 and contiguous.
+    """
     (n, d), m = x.shape, len(y)
     out = torch.empty_like(x[:, 0])
     width = next((each for each in SHAPES if each >= d), max(SHAPES))
