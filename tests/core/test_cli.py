@@ -309,8 +309,10 @@ def test_doctor_looks_at_everything(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = cli("doctor")
     assert code == 0
-    names = [line.split()[0] for line in out.splitlines()]
-    assert names == ["python", "worldsim", "torch", "device", "threads", "plugins", "extras", "disk"]
+    names = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
+    expected = ["python", "worldsim", "torch", "device", "threads", "kernels", "plugins", "extras", "disk"]
+    assert names == expected
+    assert "state_scan" in out
     assert list(tmp_path.iterdir()) == []
 
 
