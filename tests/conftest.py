@@ -6,7 +6,7 @@ import signal
 # Triton's kernels run in its interpreter here, which is asked for before torch imports Triton.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import torch  # noqa: E402
+import torch
 
 # One intra-op thread: a sum's bits depend on how many share it.
 torch.set_num_threads(1)
