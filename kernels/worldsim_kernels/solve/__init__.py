@@ -1,0 +1,30 @@
+"""Solvers of differential equations that are right for every row of a batch.
+
+``solve(term, y0, t0, t1, *, stepper, controller, save, events, gradient)``: the right-hand side, the method,
+the choice of steps, what is kept and how gradients are had are separate small objects.
+"""
+
+from worldsim_kernels.solve.api import Save, solve
+from worldsim_kernels.solve.control import PID, Constant
+from worldsim_kernels.solve.solution import ADVICE, Solution, SolveFailed, Stats, Status
+from worldsim_kernels.solve.stepper import Properties, Step, Stepper
+from worldsim_kernels.solve.terms import ODE, SDE, Hamiltonian, Separable
+
+__all__ = [
+    "ADVICE",
+    "ODE",
+    "PID",
+    "SDE",
+    "Constant",
+    "Hamiltonian",
+    "Properties",
+    "Save",
+    "Separable",
+    "Solution",
+    "SolveFailed",
+    "Stats",
+    "Status",
+    "Step",
+    "Stepper",
+    "solve",
+]
