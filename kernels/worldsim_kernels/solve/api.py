@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,6 +14,12 @@ from torch import Tensor
 from worldsim_kernels.solve.control import PID, Constant
 from worldsim_kernels.solve.solution import Solution
 from worldsim_kernels.solve.stepper import Stepper
+from worldsim_kernels.solve.steppers import stepper_of
+
+BACKENDS: Mapping[str, str] = MappingProxyType(
+    {"torch": "eager", "compiled": "compiled", "native": "native_solve", "triton": "triton_solve"}
+)
+"""Name -> the module that has ``run(problem)`` and, except for torch, ``refuses(problem)``."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +28,13 @@ class Save:
 
     times  ``[time]`` or ``[row, time]`` (ragged: NaN where a row wants fewer, at its end), between t0 and
            t1, in the direction of the solve
+    exact  an adaptive solve ends a step on each of ``times`` rather than interpolate
     steps  the accepted steps
     dense  a function of time
     """
 
     times: Tensor | None = None
+    exact: bool = False
     steps: bool = False
     dense: bool = False
 
@@ -44,6 +54,8 @@ class Problem:
     stepper: Stepper
     controller: PID | Constant
     times: Tensor | None
+    exact: bool
+    compact: bool
     keep_steps: bool
     keep_dense: bool
     events: tuple[Any, ...]
@@ -83,7 +95,114 @@ def solve(
     No row ever harms another: one that fails gets a status and NaN, see ``Solution``.
     Raises ValueError or TypeError for arguments that do not fit, naming the argument.
     """
-    raise NotImplementedError
+    problem = checked(term, y0, t0, t1, stepper, controller, save, events, compact, max_steps)
+    solution = _run(problem, backend)
+    return solution
+
+
+def _run(problem: Problem, backend: str) -> Solution:
+    if backend not in BACKENDS:
+        raise ValueError(f"there is no backend {backend!r}; there are {', '.join(BACKENDS)}")
+    module = import_module(f"worldsim_kernels.solve.{BACKENDS[backend]}")
+    if backend != "torch":
+        reason = module.refuses(problem)
+        if reason is not None:
+            raise ValueError(f"backend {backend!r} cannot run this solve: {reason}")
+    solution: Solution = module.run(problem)
+    return solution
+
+
+def checked(
+    term: Any,
+    y0: Tensor,
+    t0: float | Tensor,
+    t1: float | Tensor,
+    stepper: str | Stepper,
+    controller: PID | Constant | None,
+    save: Save | None,
+    events: Sequence[Any],
+    compact: bool,
+    max_steps: int,
+) -> Problem:
+    """The problem of a call of ``solve``; raises as it does."""
+    if not isinstance(y0, Tensor) or not y0.is_floating_point() or y0.dim() < 2:
+        found = f"{list(y0.shape)} {y0.dtype}" if isinstance(y0, Tensor) else type(y0).__name__
+        raise ValueError(f"y0 must be a floating-point tensor [row, *state], not {found}")
+    if max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1, not {max_steps}")
+    method = stepper_of(stepper) if isinstance(stepper, str) else stepper
+    if not isinstance(term, tuple(method.terms)):
+        wanted = " or ".join(each.__name__ for each in method.terms)
+        raise TypeError(f"{method.name} solves {wanted}, not {type(term).__name__}")
+    for number, each in enumerate(term.args):
+        if not isinstance(each, Tensor) or each.dim() == 0 or len(each) != len(y0):
+            shape = list(each.shape) if isinstance(each, Tensor) else type(each).__name__
+            raise ValueError(f"args[{number}] must be a tensor [row={len(y0)}, ...], not {shape}")
+    keep = save or Save()
+    start, end = checked_rows("t0", t0, y0), checked_rows("t1", t1, y0)
+    return Problem(
+        term=term,
+        y0=y0,
+        t0=start,
+        t1=end,
+        stepper=method,
+        controller=_controller(controller, method, y0),
+        times=None if keep.times is None else checked_times(keep.times, start, end),
+        exact=keep.exact,
+        compact=compact,
+        keep_steps=keep.steps,
+        keep_dense=keep.dense,
+        events=tuple(events),
+        max_steps=max_steps,
+    )
+
+
+def _controller(controller: PID | Constant | None, stepper: Stepper, y0: Tensor) -> PID | Constant:
+    adaptive = stepper.properties.error_order is not None
+    if controller is None:
+        if not adaptive:
+            raise ValueError(f"{stepper.name} has no error estimate: give controller=Constant(step)")
+        return PID()
+    if isinstance(controller, PID):
+        if not adaptive:
+            raise ValueError(f"{stepper.name} has no error estimate for PID: use Constant(step)")
+        names = ("rtol", "atol", "first")
+    else:
+        names = ("step",)
+        steps = torch.as_tensor(controller.step, dtype=torch.float64)
+        if not bool(((steps > 0) & steps.isfinite()).all()):
+            raise ValueError(f"step must be positive and finite, it is {steps.min().item()}")
+    for name in names:
+        value = getattr(controller, name)
+        if isinstance(value, Tensor):
+            checked_rows(name, value, y0)
+    return controller
+
+
+def checked_times(times: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
+    """``times`` as ``[row, time]`` float64.
+
+    Raises ValueError unless each row's are monotone from t0 to t1, any NaN at the end.
+    """
+    times = torch.as_tensor(times, dtype=torch.float64, device=t0.device)
+    if times.dim() not in (1, 2) or (times.dim() == 2 and len(times) != len(t0)):
+        raise ValueError(f"save.times must be [time] or [row={len(t0)}, time], it is {list(times.shape)}")
+    times = times.expand(len(t0), times.shape[-1]).contiguous()
+    sign = torch.where(t1 >= t0, 1.0, -1.0).to(times)[:, None]
+    absent = times.isnan()
+    if bool((absent[:, :-1] & ~absent[:, 1:]).any()):
+        raise ValueError("save.times must have its NaN at the end of a row")
+    along = torch.where(absent, float("inf"), sign * times)
+    falls = along[:, 1:] < along[:, :-1]
+    outside = ~absent & ((along < sign * t0[:, None]) | (along > sign * t1[:, None]))
+    for wrong, what in ((falls, "must be monotone from t0 to t1"), (outside, "must lie between t0 and t1")):
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0, 0])
+            raise ValueError(
+                f"save.times {what}: row {row} has {times[row].tolist()[:6]}, from t0 = {t0[row].item()} "
+                f"to t1 = {t1[row].item()}"
+            )
+    return times
 
 
 def checked_rows(name: str, value: float | Tensor, y0: Tensor) -> Tensor:

@@ -51,14 +51,18 @@ def norm(value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PID:
-    """h' = h * safety * e_n^(-a) e_(n-1)^b e_(n-2)^(-c), with e the error over the tolerance.
+    """h' = h * safety * e_n^(-(I + P + D) / k) e_(n-1)^((P + 2 D) / k) e_(n-2)^(-D / k).
+
+    e is the error over the tolerance in the last steps that were accepted, k the order of the error estimate
+    plus one.
 
     The tolerance of a component is atol + rtol max(|y|, |y'|), the error of a row the root mean square over
     its components.
 
     rtol, atol            numbers, or tensors ``[row]``
-    integral, proportional, derivative   Soederlind's coefficients, divided by the order of the error
-    safety, shrink, grow  factor on the step that would just pass, and its least and largest change
+    integral, proportional, derivative   I, P and D
+    safety, shrink, grow  factor on the step that would just pass, and its least and largest change; a step
+                          does not grow right after one that was rejected
     smallest, largest     absolute bounds of the step; a row whose step must be smaller fails
     first                 the first step, None for an estimate (Hairer, Norsett, Wanner 1993, II.4)
     Raises ValueError for a tolerance that is negative or not a number, or if both are 0.

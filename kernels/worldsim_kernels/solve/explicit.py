@@ -24,6 +24,7 @@ class ExplicitRungeKutta:
         self.name = name
         self.tableau = TABLEAUS[name]
         self.properties = Properties(self.tableau.order, self.tableau.error_order)
+        self.start_evaluations = int(self.tableau.reuse)
 
     def start(self, term: Any, t: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         """The slope at the start, where steps hand on their last one."""

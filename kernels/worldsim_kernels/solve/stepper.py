@@ -54,7 +54,12 @@ class Step:
 class Stepper(Protocol):
     """A method. Row i of every result depends on row i of the arguments alone, to the last bit where the
     field does so: sums over stages are written out, because the order in which a matmul adds depends on the
-    number of rows."""
+    number of rows.
+
+    A stepper whose interpolant needs more evaluations of the field has also ``prepare(term, t, h, y, step) ->
+    Step``, which the loop calls for those accepted steps alone that will be interpolated. One whose ``start``
+    evaluates the field says how often in ``start_evaluations``.
+    """
 
     name: str
     properties: Properties

@@ -1,0 +1,25 @@
+"""Every stepper by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from types import MappingProxyType
+
+from worldsim_kernels.solve.stepper import Stepper
+
+HOME: Mapping[str, str] = MappingProxyType(
+    {
+        "dopri5": "explicit:ExplicitRungeKutta",
+    }
+)
+"""Name -> module and class or function, which is called with the name."""
+
+
+def stepper_of(name: str) -> Stepper:
+    """A new stepper. Raises ValueError for an unknown name."""
+    if name not in HOME:
+        raise ValueError(f"there is no stepper {name!r}; there are {', '.join(sorted(HOME))}")
+    module, maker = HOME[name].split(":")
+    make: Callable[[str], Stepper] = getattr(import_module(f"worldsim_kernels.solve.{module}"), maker)
+    return make(name)
