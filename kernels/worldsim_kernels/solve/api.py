@@ -131,10 +131,11 @@ def checked(
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, not {max_steps}")
     method = stepper_of(stepper) if isinstance(stepper, str) else stepper
-    if not isinstance(term, tuple(method.terms)):
+    kinds: tuple[type, ...] = tuple(method.terms)
+    if not isinstance(term, kinds):
         wanted = " or ".join(each.__name__ for each in method.terms)
         raise TypeError(f"{method.name} solves {wanted}, not {type(term).__name__}")
-    for number, each in enumerate(term.args):
+    for number, each in enumerate(getattr(term, "args", ())):
         if not isinstance(each, Tensor) or each.dim() == 0 or len(each) != len(y0):
             shape = list(each.shape) if isinstance(each, Tensor) else type(each).__name__
             raise ValueError(f"args[{number}] must be a tensor [row={len(y0)}, ...], not {shape}")
@@ -166,17 +167,20 @@ def _controller(controller: PID | Constant | None, stepper: Stepper, y0: Tensor)
     if isinstance(controller, PID):
         if not adaptive:
             raise ValueError(f"{stepper.name} has no error estimate for PID: use Constant(step)")
-        names = ("rtol", "atol", "first")
+        _check_each(("rtol", "atol", "first"), controller, y0)
     else:
-        names = ("step",)
+        _check_each(("step",), controller, y0)
         steps = torch.as_tensor(controller.step, dtype=torch.float64)
         if not bool(((steps > 0) & steps.isfinite()).all()):
             raise ValueError(f"step must be positive and finite, it is {steps.min().item()}")
+    return controller
+
+
+def _check_each(names: Sequence[str], controller: PID | Constant, y0: Tensor) -> None:
     for name in names:
         value = getattr(controller, name)
         if isinstance(value, Tensor):
             checked_rows(name, value, y0)
-    return controller
 
 
 def checked_times(times: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
