@@ -13,7 +13,15 @@ from pydantic import ValidationError
 from worldsim.errors import Problem, ScenarioError, WorldsimError, did_you_mean
 from worldsim.params import Component, ParamErrors, component, explain
 from worldsim.plugins import Registry, registry
-from worldsim.scenario import ConstraintUse, DataSettings, FitSettings, MetricSpec, ModelSpec, Scenario
+from worldsim.scenario import (
+    ConstraintUse,
+    DataSettings,
+    FitSettings,
+    MetricSpec,
+    ModelSpec,
+    Published,
+    Scenario,
+)
 from worldsim.strict_yaml import Document, read
 from worldsim.yaml_nodes import Node
 
@@ -39,7 +47,7 @@ def from_document(document: Mapping[str, Any], name: str, plugins: Registry) -> 
 
 TOP = (
     "about", "system", "data", "models", "metrics", "constraints", "baselines", "fit", "draws", "seeds",
-    "master_seed",
+    "master_seed", "published",
 )  # fmt: skip
 REQUIRED = ("about", "system", "data", "models", "metrics", "seeds")
 
@@ -81,12 +89,14 @@ class Reader:
         draws = self.integer("draws", 1, 1, 10_000)
         master = self.integer("master_seed", 0, 0, 2**63 - 1)
         seeds = self.seeds()
+        published = self.published(data)
         self.stop_if_wrong()
         assert system is not None
         assert data is not None
         scenario = Scenario(
             name, about, system, data, models, tuple(metrics), tuple(constraints), tuple(baselines),
             draws, tuple(seeds), self.data, self.plugins, self.document.path, master,
+            tuple(published),
         )  # fmt: skip
         self.check_splits(scenario)
         self.stop_if_wrong()
@@ -136,6 +146,11 @@ class Reader:
             value = value.get(key) if isinstance(value, Mapping) else None
         if value is None and loc[0] not in self.data:
             return None
+        return self.section_of(kind, loc, value, default)
+
+    def section_of(
+        self, kind: type[Any], loc: Location, value: Any, default: Mapping[str, Any] | None = None
+    ) -> Any:
         if not isinstance(value, Mapping):
             self.problem(loc, f"expected a mapping, found {value!r}", f"keys: {', '.join(kind.model_fields)}")
             return None
@@ -267,6 +282,25 @@ class Reader:
             elif name in value[:index]:
                 self.problem(("baselines", index), f"{name!r} is listed twice", "take one of them out")
         return value
+
+    def published(self, data: DataSettings | None) -> list[Published]:
+        value = self.data.get("published", [])
+        if not isinstance(value, list):
+            hint = "for example published: [{model: ours, quantity: ..., value: 0.1, source: ...}]"
+            self.problem(("published",), f"expected a list, found {value!r}", hint)
+            return []
+        labels = self.data.get("models", {})
+        found = [self.section_of(Published, ("published", index), item) for index, item in enumerate(value)]
+        for index, one in enumerate(found):
+            if one is None:
+                continue
+            if isinstance(labels, Mapping) and one.model not in labels:
+                hint = did_you_mean(one.model, [str(label) for label in labels])
+                self.problem(("published", index, "model"), f"no model is labelled {one.model!r}", hint)
+            if data is not None and one.split not in data.splits:
+                hint = did_you_mean(one.split, data.splits)
+                self.problem(("published", index, "split"), f"there is no split {one.split!r}", hint)
+        return [one for one in found if one is not None]
 
     def check_data(self, data: DataSettings) -> None:
         for name in ("train", "test"):

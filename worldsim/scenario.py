@@ -89,6 +89,21 @@ class FitSettings(Section):
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / max(self.steps, 1)))
 
 
+class Published(Section):
+    """A number that somebody has published, to be printed beside ours."""
+
+    model: str = Field(description="label of the model of this scenario that it is set beside")
+    quantity: str = Field(min_length=1, description="what was measured there, and on what")
+    value: Number = Field(description="the published number")
+    spread: Number | None = Field(default=None, ge=0, description="its published standard deviation or error")
+    source: str = Field(min_length=1, description="author, year, and the table or figure")
+    score: str | None = Field(
+        default=None, description="which of our scores measures the same quantity; null when none does"
+    )
+    split: str = Field(default="test", description="the split of that score")
+    note: str = Field(default="", description="in what the two differ, or what the published one hides")
+
+
 @dataclass(frozen=True)
 class ConstraintUse:
     """A constraint a model is held to, and by which mechanisms."""
@@ -139,6 +154,7 @@ class Scenario:
     registry: Registry = field(repr=False, compare=False)
     file: Path = field(default=Path("<data>"), compare=False)
     master_seed: int = 0
+    published: tuple[Published, ...] = ()
 
     @cached_property
     def split_systems(self) -> dict[str, Component]:

@@ -8,7 +8,7 @@ from typing import Any
 from worldsim.component_schema import json_schema
 from worldsim.plugins import Registry
 from worldsim.reading import BASELINE_NAMES, IDENTIFIER, MECHANISMS, REQUIRED
-from worldsim.scenario import DataSettings, FitSettings, Section
+from worldsim.scenario import DataSettings, FitSettings, Published, Section
 
 Schema = dict[str, Any]
 
@@ -26,6 +26,7 @@ def scenario_schema(plugins: Registry) -> Schema:
             **_components(plugins),
             **_section("data", DataSettings),
             **_section("fit", FitSettings),
+            **_section("published", Published),
         },
     }
 
@@ -60,6 +61,7 @@ def _properties() -> Schema:
             "description": "every model is built and trained once for each seed",
         },
         "master_seed": _integer(0, 2**63 - 1, "the seed that the world's own draws come from"),
+        "published": _list_of("published", "published numbers that are printed beside ours"),
     }
 
 

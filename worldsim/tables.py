@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -147,6 +147,57 @@ def terminal_tables(results: Results, scenario: str, every: bool = False, width:
             title = f"{scenario} · {split}{' (more)' if i else ''}"
             tables.append(_table(title, columns[0], group, {"floor", *(s.model for s in part if s.baseline)}))
     return tables
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A published number and, where one of our scores measures the same, ours."""
+
+    model: str
+    quantity: str
+    published: str
+    ours: str
+    source: str
+    note: str
+
+
+def besides(results: Results, scenario: str) -> list[Beside]:
+    """The ``published`` section of a scenario, with our own numbers filled in."""
+    rows = results.document(scenario).get("published", ())
+    ours = {(s.split, s.model, s.name): s for s in summarise(results.rows(scenario))} if rows else {}
+    return [
+        Beside(
+            row["model"],
+            row["quantity"],
+            shown(row["value"]) + (f" ± {shown(row['spread'])}" if row.get("spread") is not None else ""),
+            _ours(ours, row),
+            row["source"],
+            row.get("note", ""),
+        )
+        for row in rows
+    ]
+
+
+def _ours(found: Mapping[tuple[str, str, str], Summary], row: Mapping[str, Any]) -> str:
+    if row.get("score") is None:
+        return "–"
+    summary = found.get((row.get("split", "test"), row["model"], row["score"]))
+    return f"{row['score']} is not kept" if summary is None else cell(summary)
+
+
+def published_table(results: Results, scenario: str) -> Table | None:
+    """What ``besides`` says, for the terminal; None when nothing is published."""
+    from rich.table import Table
+
+    rows = besides(results, scenario)
+    if not rows:
+        return None
+    table = Table(title=f"{scenario} · beside what is published", title_justify="left")
+    for name in ("model", "quantity", "published", "ours", "source", "note"):
+        table.add_column(name, justify="right" if name in ("published", "ours") else "left")
+    for row in rows:
+        table.add_row(row.model, row.quantity, row.published, row.ours, row.source, row.note)
+    return table
 
 
 def _columns(part: Sequence[Summary], names: Sequence[str]) -> list[list[str]]:

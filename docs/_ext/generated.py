@@ -140,6 +140,7 @@ def scenario_keys() -> dict[str, list[Key]]:
         "models.LABEL": further_keys(schema, "scenario_model", "model"),
         "models.LABEL.constraints": further_keys(schema, "constraint_use", "constraint"),
         "metrics": further_keys(schema, "scenario_metric", "metric"),
+        "published": fields_of(scenario.Published),
     }
 
 
@@ -173,6 +174,7 @@ def default_scenario() -> dict[str, Any]:
         "draws": read.draws,
         "fit": {},
         "master_seed": read.master_seed,
+        "published": list(read.published),
     }
 
 
@@ -187,7 +189,13 @@ def further_keys(schema: Any, wide: str, noun: str) -> list[Key]:
     ]  # fmt: skip
 
 
-WRITTEN = {"data": "mapping", "fit": "mapping", "scenario_model": "model", "scenario_metric": "metric"}
+WRITTEN = {
+    "data": "mapping",
+    "fit": "mapping",
+    "published": "mapping",
+    "scenario_model": "model",
+    "scenario_metric": "metric",
+}
 """Definition of the schema -> what someone who writes YAML calls it."""
 
 

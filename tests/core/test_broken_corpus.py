@@ -64,6 +64,8 @@ metrics: [rollout, {name: invariants}]
 baselines: [truth, persistence]
 draws: 1
 seeds: [0, 1]
+published:
+  - {model: flow, quantity: error, value: 0.1, spread: 0.01, source: S, score: nrmse, note: at T = 1}
 """
 ODD = (None, True, -1, 0, 0.5, 1e300, 2**62, "", "x", "a/b", [], [[]], [None], {}, {"name": []}, {"a": {}})
 

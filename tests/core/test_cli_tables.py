@@ -8,7 +8,7 @@ from rich.console import Console
 
 from worldsim.protocols import Score
 from worldsim.results import Row
-from worldsim.tables import headlines, summarise, terminal_tables
+from worldsim.tables import besides, headlines, published_table, summarise, terminal_tables
 
 SCORES = {
     "transport": {"W2": 0.5, "W2_squared": 0.25},
@@ -75,3 +75,25 @@ def test_what_could_be_measured_comes_first():
     lost = replace(found[3].score, value=float("nan"), reason="it is zero everywhere")
     found = [replace(row, score=lost) if row.name == "coherence_auc" else row for row in found]
     assert headlines(summarise(found))[1:4] == ["compression", "recall", "fidelity"]
+
+
+PUBLISHED = [
+    {"model": "a_model_of_some_length", "quantity": "their error", "value": 0.2, "spread": 0.05,
+     "source": "Somebody 2020, table 1", "score": "nrmse", "note": "at T = 1"},
+    {"model": "a_model_of_some_length", "quantity": "another", "value": 3.0, "source": "Somebody 2020"},
+    {"model": "a_model_of_some_length", "quantity": "a third", "value": 3.0, "source": "S", "score": "nmrse"},
+]  # fmt: skip
+
+
+class Compared(Kept):
+    def document(self, scenario):
+        return {"published": PUBLISHED}
+
+
+def test_published_numbers_stand_beside_ours():
+    first, second, third = besides(Compared(), "a_scenario")
+    assert first.published == "0.2 ± 0.05"
+    assert first.ours.startswith("0.185")  # the mean over both seeds
+    assert second.ours == "–"
+    assert third.ours == "nmrse is not kept"
+    assert published_table(Compared(), "a_scenario").row_count == 3

@@ -16,6 +16,7 @@ from worldsim.report.samples import couplings, pairs
 from worldsim.report.standings import Board, Kind, boards, headlines, kinds, main_split
 from worldsim.report.tabulated import Table, downloads, table
 from worldsim.results import Entry, Results, Row
+from worldsim.tables import Beside, besides
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Section:
     tables: tuple[Table, ...]
     numbers: tuple[dict[str, Any], ...]
     done: int
+    published: tuple[Beside, ...] = ()
 
     @property
     def plots(self) -> list[Drawn]:
@@ -79,6 +81,7 @@ def section(results: Results, scenario: str) -> Section:
         ),
         numbers=tuple(downloads(scenario, found)),
         done=sum(state == "done" for state in status.values()),
+        published=tuple(besides(results, scenario)),
     )
 
 
