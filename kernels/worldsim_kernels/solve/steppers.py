@@ -10,7 +10,17 @@ from worldsim_kernels.solve.stepper import Stepper
 
 HOME: Mapping[str, str] = MappingProxyType(
     {
+        "euler": "explicit:ExplicitRungeKutta",
+        "midpoint": "explicit:ExplicitRungeKutta",
+        "heun": "explicit:ExplicitRungeKutta",
+        "ralston": "explicit:ExplicitRungeKutta",
+        "heun3": "explicit:ExplicitRungeKutta",
+        "bosh3": "explicit:ExplicitRungeKutta",
+        "rk4": "explicit:ExplicitRungeKutta",
+        "three_eighths": "explicit:ExplicitRungeKutta",
         "dopri5": "explicit:ExplicitRungeKutta",
+        "tsit5": "explicit:ExplicitRungeKutta",
+        "dopri8": "explicit:ExplicitRungeKutta",
     }
 )
 """Name -> module and class or function, which is called with the name."""
