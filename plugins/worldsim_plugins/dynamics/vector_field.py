@@ -145,16 +145,11 @@ def rollout_loss(estimate: Trajectory, truth: Trajectory) -> Tensor:
     return frames(error[:, :, 1:], truth.span(1)).square().mean()
 
 
-def follow(model: Dynamics, solver: Solver, truth: Trajectory) -> Trajectory:
-    """The model's own trajectories from the first frame of ``truth`` on, under its actions."""
-    n, draws = truth.states.shape[:2]
-    actions = None if truth.actions is None else truth.actions.repeat_interleave(draws, 0)
-    states = solver.solve(model, truth.states[:, :, 0].flatten(0, 1), truth.times, actions, None)
-    return truth.replace(states=states.unflatten(0, (n, draws)), observables={})
-
-
 class LearnedField(nn.Module):
-    """What a vector field needs to be fitted and rolled out; a subclass has these four."""
+    """What a vector field needs to be fitted and rolled out; a subclass has these four.
+
+    One whose solver works on something else than the state (more axes, a code) has its own ``path``.
+    """
 
     objective: str
     solver: Solver
@@ -170,10 +165,21 @@ class LearnedField(nn.Module):
     def loss_and_estimate(self, truth: Trajectory) -> tuple[Tensor, Trajectory]:
         """The loss, and the model's trajectories from the first frame of ``truth`` on."""
         truth = truth.to(dtype=self.rate.dtype)
-        estimate = follow(self, self.solver, truth)
+        estimate = self.follow(truth)
         if self.objective == "derivative":
             return derivative_loss(self, truth), estimate
         return rollout_loss(estimate, truth), estimate
+
+    def path(self, state: Tensor, times: Tensor, actions: Tensor | None) -> Tensor:
+        """``[trajectory, time, *state]`` from ``state`` ``[trajectory, *state]`` at ``times[0]``."""
+        return self.solver.solve(self, state, times, actions, None)
+
+    def follow(self, truth: Trajectory) -> Trajectory:
+        """The model's own trajectories from the first frame of ``truth`` on, under its actions."""
+        n, draws = truth.states.shape[:2]
+        actions = None if truth.actions is None else truth.actions.repeat_interleave(draws, 0)
+        states = self.path(truth.states[:, :, 0].flatten(0, 1), truth.times, actions)
+        return truth.replace(states=states.unflatten(0, (n, draws)), observables={})
 
     def rollout(
         self,
@@ -185,7 +191,7 @@ class LearnedField(nn.Module):
     ) -> Trajectory:
         """``[trajectory, draw, time, *state]``, all draws alike, from the last frame of ``context``."""
         context = context.to(dtype=self.rate.dtype)
-        states = self.solver.solve(self, context.states[:, 0, -1], times, actions, None)
+        states = self.path(context.states[:, 0, -1], times, actions)
         return context.replace(
             states=states.unsqueeze(1).expand(-1, draws, *states.shape[1:]),
             times=times,
