@@ -21,6 +21,16 @@ HOME: Mapping[str, str] = MappingProxyType(
         "dopri5": "explicit:ExplicitRungeKutta",
         "tsit5": "explicit:ExplicitRungeKutta",
         "dopri8": "explicit:ExplicitRungeKutta",
+        "symplectic_euler": "splitting:Splitting",
+        "leapfrog": "splitting:Splitting",
+        "yoshida4": "splitting:Splitting",
+        "yoshida6": "splitting:Splitting",
+        "yoshida8": "splitting:Splitting",
+        "implicit_midpoint": "gauss:GaussLegendre",
+        "gauss4": "gauss:GaussLegendre",
+        "discrete_gradient": "discrete_gradient:DiscreteGradient",
+        "tao": "extended:Tao",
+        "adaptive_leapfrog": "time_transformed:TimeTransformedLeapfrog",
     }
 )
 """Name -> module and class or function, which is called with the name."""
