@@ -18,6 +18,7 @@ class Status(IntEnum):
     STEP_TOO_SMALL = 3
     NOT_FINITE = 4
     NOT_SETTLED = 5
+    ZENO = 6
 
 
 ADVICE = {
@@ -28,6 +29,8 @@ ADVICE = {
     Status.NOT_FINITE: "the field is not finite at its state: check its start and its parameters",
     Status.NOT_SETTLED: "the equations of an implicit step could not be solved: take a smaller step, or see "
     "whether the field is smooth there",
+    Status.ZENO: "an event crossed more often than its limit, or again and again without time to pass, as of a "
+    "ball that comes to rest: make rest a terminal event, raise the limit, or solve to an earlier t1",
 }
 
 
@@ -66,12 +69,14 @@ class EventLog:
     t      ``[row, crossing]`` float64
     y      ``[row, crossing, *state]``, before any reset
     count  ``[row]`` int64
+    step   ``[row, crossing]`` int64, the number of the accepted step in which it was met
     """
 
     which: Tensor
     t: Tensor
     y: Tensor
     count: Tensor
+    step: Tensor
 
 
 @dataclass(frozen=True)
