@@ -20,6 +20,7 @@ Source: Hairer, Norsett, Wanner 1993, *Solving Ordinary Differential Equations I
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ class ExplicitRungeKutta:
         self.properties = Properties(self.tableau.order, self.tableau.error_order)
         self.start_evaluations = int(self.tableau.reuse)
         self._between = [i for i, polynomial in enumerate(self.tableau.dense) if any(polynomial)]
+        self._stages = [i for i in self._between if i < len(self.tableau.b)]
         self._polynomials = torch.tensor(
             [[float(each) for each in self.tableau.dense[i]] for i in self._between], dtype=torch.float64
         )
@@ -62,8 +64,18 @@ class ExplicitRungeKutta:
         end = last if method.reuse else y + step * weighted(method.b, slopes)
         error = None if method.error is None else step * weighted(method.error, slopes)
         carry = (slopes[-1],) if method.reuse else ()
-        dense = tuple(slopes[i] for i in self._between)
+        dense = tuple(slopes[i] for i in self._stages)
         return Step(end, error, carry, dense, None, len(slopes) - method.reuse)
+
+    def prepare(self, term: Any, t: Tensor, h: Tensor, y: Tensor, step: Step) -> Step:
+        """See ``Stepper``: with the slopes of the stages that the interpolant alone needs."""
+        slopes = dict(zip(self._stages, step.dense))
+        first = len(self.tableau.b)
+        for i, (weights, node) in enumerate(zip(self.tableau.more, self.tableau.more_c), first):
+            used = [weights[j] for j in slopes]
+            state = y + wide(h, y) * weighted(used, tuple(slopes.values()))
+            slopes[i] = term(t + float(node) * h, state)
+        return replace(step, dense=tuple(slopes.values()))
 
     def interpolate(self, theta: Tensor, h: Tensor, y: Tensor, step: Step) -> Tensor:
         """See ``Stepper.interpolate``; by the method's own polynomials, of order ``tableau.dense_order``."""
