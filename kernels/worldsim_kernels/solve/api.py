@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
@@ -96,8 +96,13 @@ def solve(
     Raises ValueError or TypeError for arguments that do not fit, naming the argument.
     """
     problem = checked(term, y0, t0, t1, stepper, controller, save, events, compact, max_steps)
-    solution = _run(problem, backend)
-    return solution
+    from worldsim_kernels.solve import gradients  # which knows what a problem is
+
+    way = gradients.wanted(problem, gradient)
+    if way is None:
+        return _run(problem, backend)
+    solution = gradients.attach(problem, _run(replace(problem, keep_steps=True), backend), way)
+    return solution if problem.keep_steps else replace(solution, steps=None)
 
 
 def _run(problem: Problem, backend: str) -> Solution:
