@@ -38,6 +38,7 @@ KERNELS: Mapping[str, str] = {
     "modulate": "rows",
     "token_shift": "rows",
     "sinkhorn": "transport",
+    "nbody": "solve.nbody",
 }
 """Kernels with more than one implementation -> their module, which has each as ``BACKENDS[name]``."""
 

@@ -19,6 +19,7 @@ from worldsim_kernels.solve.fixed_point import Iteration, fixed_point
 from worldsim_kernels.solve.hermite import CubicHermite
 from worldsim_kernels.solve.splitting import check_halves
 from worldsim_kernels.solve.stepper import Properties, Step
+from worldsim_kernels.solve.sums import dot
 from worldsim_kernels.solve.terms import Hamiltonian, wide
 
 # H loses eps H / |d| of its slope along d, which may be far above the rounding of the state where little
@@ -72,14 +73,3 @@ def gonzalez(term: Hamiltonian, y: Tensor, d: Tensor, energy: Tensor) -> Tensor:
     apart = square > 0
     along = torch.where(apart, excess, 0.0) / torch.where(apart, square, 1.0)
     return g + wide(along, d) * d
-
-
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of a b over all axes but the first, ``[row]``, added in halves: the order in which ``sum`` adds
-    depends on the number of rows."""
-    terms = (a * b).flatten(1)
-    while terms.shape[1] > 1:
-        half = terms.shape[1] // 2
-        head = terms[:, :half] + terms[:, half : 2 * half]
-        terms = head if terms.shape[1] == 2 * half else torch.cat([head, terms[:, 2 * half :]], 1)
-    return terms[:, 0]

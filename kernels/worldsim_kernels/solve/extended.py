@@ -23,8 +23,9 @@ from worldsim_kernels.solve.terms import Hamiltonian, wide
 class Tao(CubicHermite):
     """Order 2, three gradients of H per step.
 
-    omega  strength of the binding in radians per unit of time; q and p should have similar sizes, because
-           one omega binds both
+    omega  strength of the binding in radians per unit of time, several times the fastest motion: on orbits of
+           eccentricity 0.6, whose fastest rate is 5.6, the twins parted within ten orbits at omega = 10 and
+           stayed within 1e-3 at 20. One omega binds places and momenta, which should have similar sizes
 
     The binding turns the difference of the twins by 2 atan(omega h) instead of 2 omega h: a rotation by the
     four operations alone, so that a row has the same bits in every batch, that is, Tao's own with the omega
@@ -38,7 +39,7 @@ class Tao(CubicHermite):
     """The carry is more than a function of y."""
     properties = Properties(2, symplectic=True, volume_preserving=True, reversible=True)
 
-    def __init__(self, name: str = "tao", omega: float = 10.0) -> None:
+    def __init__(self, name: str = "tao", omega: float = 20.0) -> None:
         if not omega > 0:
             raise ValueError(f"omega must be positive, not {omega}")
         self.name, self.omega = name, float(omega)
