@@ -90,7 +90,7 @@ class ExplicitRungeKutta:
         return torch.where(at_end, step.y, y + wide(h, y) * total)
 
 
-def weighted(weights: Sequence[Number], slopes: Sequence[Tensor]) -> Tensor:
+def weighted(weights: Sequence[Number | float], slopes: Sequence[Tensor]) -> Tensor:
     """Sum of ``weights[i] * slopes[i]`` from left to right, zeros left out."""
     total: Tensor | None = None
     for weight, slope in zip(weights, slopes):

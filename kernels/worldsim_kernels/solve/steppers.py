@@ -31,6 +31,9 @@ HOME: Mapping[str, str] = MappingProxyType(
         "discrete_gradient": "discrete_gradient:DiscreteGradient",
         "tao": "extended:Tao",
         "adaptive_leapfrog": "time_transformed:TimeTransformedLeapfrog",
+        "rosenbrock23": "rosenbrock:Rosenbrock",
+        "rodas5p": "rosenbrock:Rosenbrock",
+        "kvaerno5": "kvaerno:Kvaerno5",
     }
 )
 """Name -> module and class or function, which is called with the name."""
