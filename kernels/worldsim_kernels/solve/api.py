@@ -6,15 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from worldsim_kernels.solve.control import PID, Constant
+from worldsim_kernels.solve.events import checked_events
 from worldsim_kernels.solve.solution import Solution
 from worldsim_kernels.solve.stepper import Stepper
 from worldsim_kernels.solve.steppers import stepper_of
+from worldsim_kernels.solve.terms import SDE
+
+if TYPE_CHECKING:
+    from worldsim_kernels.solve.brownian import Brownian
 
 BACKENDS: Mapping[str, str] = MappingProxyType(
     {"torch": "eager", "compiled": "compiled", "native": "native_solve", "triton": "triton_solve"}
@@ -73,6 +78,7 @@ def solve(
     save: Save | None = None,
     events: Sequence[Any] = (),
     gradient: Any | None = None,
+    noise: Brownian | None = None,
     backend: str = "torch",
     compact: bool = True,
     max_steps: int = 100_000,
@@ -85,7 +91,9 @@ def solve(
     controller  ``PID`` (adaptive, the default where the method has an error estimate) or ``Constant``
     save        see ``Save``; None for the ends alone
     events      see ``Event``
-    gradient    None for gradients by whatever is cheapest to get right, or one of ``gradients``
+    gradient    ``Replay()`` (the default), ``ThroughSteps()``, ``Reversible()`` or ``ContinuousAdjoint()``; it
+                matters only where something requires a gradient
+    noise       the Brownian motions of an SDE, see ``Brownian``; its steppers are those of ``solve_sde``
     backend     "torch": one operation after another; "compiled": the whole loop as one graph; "native": the
                 field traced and printed as C; "triton": the same on a GPU. Where the field is made of + - * /
                 all give the same bits.
@@ -95,6 +103,14 @@ def solve(
     No row ever harms another: one that fails gets a status and NaN, see ``Solution``.
     Raises ValueError or TypeError for arguments that do not fit, naming the argument.
     """
+    if backend not in BACKENDS:
+        raise ValueError(f"there is no backend {backend!r}; there are {', '.join(BACKENDS)}")
+    if isinstance(term, SDE):
+        return _stochastic(
+            term, y0, t0, t1, stepper, controller, noise, save, events, gradient, backend, max_steps
+        )
+    if noise is not None:
+        raise ValueError(f"noise is for an SDE, and the term is an {type(term).__name__}")
     problem = checked(term, y0, t0, t1, stepper, controller, save, events, compact, max_steps)
     from worldsim_kernels.solve import gradients  # which knows what a problem is
 
@@ -105,9 +121,33 @@ def solve(
     return solution if problem.keep_steps else replace(solution, steps=None)
 
 
+def _stochastic(
+    term: SDE,
+    y0: Tensor,
+    t0: float | Tensor,
+    t1: float | Tensor,
+    stepper: Any,
+    controller: PID | Constant | None,
+    noise: Brownian | None,
+    save: Save | None,
+    events: Sequence[Any],
+    gradient: Any | None,
+    backend: str,
+    max_steps: int,
+) -> Solution:
+    if events:
+        raise ValueError("events are not located on the path of an SDE: leave them out")
+    if backend != "torch":
+        raise ValueError(f"backend {backend!r} cannot run this solve: an SDE runs on torch alone")
+    from worldsim_kernels.solve.sde_solve import solve_sde
+
+    return solve_sde(
+        term, y0, t0, t1, stepper=stepper, controller=controller, noise=noise, save=save,
+        gradient=gradient, max_steps=max_steps,
+    )  # fmt: skip
+
+
 def _run(problem: Problem, backend: str) -> Solution:
-    if backend not in BACKENDS:
-        raise ValueError(f"there is no backend {backend!r}; there are {', '.join(BACKENDS)}")
     module = import_module(f"worldsim_kernels.solve.{BACKENDS[backend]}")
     if backend != "torch":
         reason = module.refuses(problem)
@@ -158,7 +198,7 @@ def checked(
         compact=compact,
         keep_steps=keep.steps,
         keep_dense=keep.dense,
-        events=tuple(events),
+        events=checked_events(events, term),
         max_steps=max_steps,
     )
 
