@@ -121,8 +121,8 @@ def frames(value: Tensor, truth: Trajectory) -> Tensor:
     return value[index < truth.length.unsqueeze(-1)]
 
 
-def derivative_loss(model: Dynamics, truth: Trajectory) -> Tensor:
-    """Mean |f(x) - dx/dt|^2 over the frames of ``truth``; ValueError when it has no "derivative"."""
+def derivative_loss(model: Dynamics, truth: Trajectory, unit: Tensor | float = 1.0) -> Tensor:
+    """Mean |(f(x) - dx/dt) / unit|^2 over the frames of ``truth``; ValueError when it has no "derivative"."""
     target = truth.observables.get("derivative")
     if target is None:
         raise ValueError(
@@ -134,22 +134,25 @@ def derivative_loss(model: Dynamics, truth: Trajectory) -> Tensor:
         spread = truth.actions.unsqueeze(1).expand(-1, truth.states.shape[1], *truth.actions.shape[1:])
         action = frames(spread, truth)
     drift = model.drift(truth.times[0], frames(truth.states, truth), action)
-    return functional.mse_loss(drift, frames(target, truth))
+    return ((drift - frames(target, truth)) / unit).square().mean()
 
 
-def rollout_loss(estimate: Trajectory, truth: Trajectory) -> Tensor:
-    """Mean |x - x_truth|^2 over all frames but the given first one; ValueError when there is no other."""
+def rollout_loss(estimate: Trajectory, truth: Trajectory, unit: Tensor | float = 1.0) -> Tensor:
+    """Mean |(x - x_truth) / unit|^2 over all frames but the given first one; ValueError without another."""
     if len(truth.times) < 2:
         raise ValueError("the loss 'rollout' needs windows of at least two frames: set fit.window")
-    error = estimate.states - truth.states
+    error = (estimate.states - truth.states) / unit
     return frames(error[:, :, 1:], truth.span(1)).square().mean()
 
 
 class LearnedField(nn.Module):
     """What a vector field needs to be fitted and rolled out; a subclass has these four.
 
-    One whose solver works on something else than the state (more axes, a code) has its own ``path``.
+    One whose solver works on something else than the state (more axes, a code) has its own ``path``; one that
+    sees states in physical units has a ``unit`` for their errors, a number or ``[*state]``.
     """
+
+    unit: Tensor | float = 1.0
 
     objective: str
     solver: Solver
@@ -159,7 +162,7 @@ class LearnedField(nn.Module):
     def loss(self, truth: Trajectory) -> Tensor:
         """Mean squared error, of the field or of the rollout; raises ValueError when it cannot be had."""
         if self.objective == "derivative":
-            return derivative_loss(self, truth.to(dtype=self.rate.dtype))
+            return derivative_loss(self, truth.to(dtype=self.rate.dtype), self.unit)
         return self.loss_and_estimate(truth)[0]
 
     def loss_and_estimate(self, truth: Trajectory) -> tuple[Tensor, Trajectory]:
@@ -167,8 +170,8 @@ class LearnedField(nn.Module):
         truth = truth.to(dtype=self.rate.dtype)
         estimate = self.follow(truth)
         if self.objective == "derivative":
-            return derivative_loss(self, truth), estimate
-        return rollout_loss(estimate, truth), estimate
+            return derivative_loss(self, truth, self.unit), estimate
+        return rollout_loss(estimate, truth, self.unit), estimate
 
     def path(self, state: Tensor, times: Tensor, actions: Tensor | None) -> Tensor:
         """``[trajectory, time, *state]`` from ``state`` ``[trajectory, *state]`` at ``times[0]``."""

@@ -1,4 +1,4 @@
-"""The double pendulum in canonical coordinates: two point masses on massless rods, chaotic at high energy.
+"""The double pendulum, canonical or in velocities: two point masses on massless rods, chaotic at high energy.
 
 With d = q1 - q2 and D = m1 + m2 sin^2 d,
 
@@ -22,6 +22,13 @@ from worldsim import Trajectory, hookimpl
 from worldsim.protocols import HistoryPairs, System
 from worldsim_plugins.systems import integrated
 
+Masses = Annotated[tuple[float, float], Field(description="masses of the inner and outer bob, kg")]
+Lengths = Annotated[tuple[float, float], Field(description="lengths of the two rods, m")]
+Gravity = Annotated[float, Field(gt=0, description="gravitational acceleration, m s-2")]
+Energy = Annotated[
+    tuple[float, float], Field(description="lowest and highest starting energy, J, above rest")
+]
+
 
 class DoublePendulum:
     """States ``[trajectory, (q1, q2, p1, p2)]``. Starts lie where random rays from rest meet the energy."""
@@ -40,15 +47,10 @@ class DoublePendulum:
     def __init__(
         self,
         *,
-        masses: Annotated[tuple[float, float], Field(description="masses of the inner and outer bob, kg")] = (
-            1.0,
-            1.0,
-        ),
-        lengths: Annotated[tuple[float, float], Field(description="lengths of the two rods, m")] = (1.0, 1.0),
-        gravity: Annotated[float, Field(gt=0, description="gravitational acceleration, m s-2")] = 1.0,
-        energy: Annotated[
-            tuple[float, float], Field(description="lowest and highest starting energy, J, above rest")
-        ] = (0.2, 1.0),
+        masses: Masses = (1.0, 1.0),
+        lengths: Lengths = (1.0, 1.0),
+        gravity: Gravity = 1.0,
+        energy: Energy = (0.2, 1.0),
     ) -> None:
         if min(*masses, *lengths) <= 0:
             raise ValueError(f"masses and lengths must be positive, not {tuple(masses)} and {tuple(lengths)}")
@@ -133,6 +135,89 @@ class DoublePendulum:
         return integrated.image(self, history, lambda x: x + turn, lambda x: x - turn.to(x))
 
 
+class DoublePendulumVelocities:
+    """The same pendulum in angles and angular velocities: states ``[trajectory, (q1, q2, v1, v2)]``.
+
+    Lagrangian models need velocities, which are not multiples of these momenta:
+
+        p1 = (m1 + m2) l1^2 v1 + m2 l1 l2 v2 cos d,   p2 = m2 l2^2 v2 + m2 l1 l2 v1 cos d
+    """
+
+    axes = DoublePendulum.axes
+    labels: Mapping[str, tuple[str, ...]] = {"component": ("q1", "q2", "v1", "v2")}
+    units: Mapping[str, str] = {
+        **dict.fromkeys(("q1", "q2"), "rad"),
+        **dict.fromkeys(("v1", "v2"), "rad s-1"),
+        "energy": "J",
+        "time": "s",
+    }
+    conserved = DoublePendulum.conserved
+    history_kinds = DoublePendulum.history_kinds
+
+    def __init__(
+        self,
+        *,
+        masses: Masses = (1.0, 1.0),
+        lengths: Lengths = (1.0, 1.0),
+        gravity: Gravity = 1.0,
+        energy: Energy = (0.2, 1.0),
+    ) -> None:
+        self.canonical = DoublePendulum(masses=masses, lengths=lengths, gravity=gravity, energy=energy)
+
+    def to_velocities(self, states: Tensor) -> Tensor:
+        """``[..., (q1, q2, v1, v2)]`` of ``[..., (q1, q2, p1, p2)]``."""
+        rates = self.canonical.drift(torch.zeros(()), states, None)
+        return torch.cat([states[..., :2], rates[..., :2]], dim=-1)
+
+    def to_momenta(self, states: Tensor) -> Tensor:
+        """The inverse of ``to_velocities``."""
+        (m1, m2), (l1, l2) = self.canonical.masses, self.canonical.lengths
+        q1, q2, v1, v2 = states.unbind(-1)
+        mixed = m2 * l1 * l2 * torch.cos(q1 - q2)
+        p1 = (m1 + m2) * l1**2 * v1 + mixed * v2
+        return torch.stack([q1, q2, p1, m2 * l2**2 * v2 + mixed * v1], dim=-1)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """``[n, (q1, q2, v1, v2)]``, energies uniform."""
+        return self.to_velocities(self.canonical.sample(n, generator))
+
+    def restart(self, states: Tensor) -> Tensor:
+        """The start at ``states`` ``[trajectory, 4]``."""
+        return integrated.checked(states, (4,))
+
+    def simulate(
+        self, start: Tensor, times: Tensor, actions: Tensor | None, generator: torch.Generator
+    ) -> Trajectory:
+        """``[trajectory, 1, time, 4]``, with observables energy and derivative."""
+        canonical = self.canonical.simulate(self.to_momenta(start), times, actions, generator)
+        return self.in_velocities(canonical)
+
+    def in_velocities(self, canonical: Trajectory) -> Trajectory:
+        states = self.to_velocities(canonical.states)
+        return integrated.recorded(self, states, canonical.times, canonical.actions)
+
+    def drift(self, t: Tensor, x: Tensor, u: Tensor | None) -> Tensor:
+        """dx/dt at ``x`` ``[..., (q1, q2, v1, v2)]``: the canonical rate, carried over by the chain rule."""
+        canonical = self.to_momenta(x)
+        rate = self.canonical.drift(t, canonical, u)
+        return torch.func.jvp(self.to_velocities, (canonical,), (rate,))[1]
+
+    def energy(self, states: Tensor) -> Tensor:
+        """T + V in J, zero at rest, ``[...]`` for ``[..., 4]``."""
+        return self.canonical.energy(self.to_momenta(states))
+
+    def observe(self, states: Tensor) -> dict[str, Tensor]:
+        return {"energy": self.energy(states)}
+
+    def equivalent_histories(
+        self, kind: str, n: int, times: Tensor, generator: torch.Generator
+    ) -> HistoryPairs:
+        """As the canonical ones: turns and mirror images are the same in both coordinates."""
+        pairs = self.canonical.equivalent_histories(kind, n, times, generator)
+        first, second = (self.in_velocities(part) for part in (pairs.first, pairs.second))
+        return HistoryPairs(first, second, align=pairs.align)
+
+
 @hookimpl
 def worldsim_systems() -> dict[str, Callable[..., System]]:
-    return {"double_pendulum": DoublePendulum}
+    return {"double_pendulum": DoublePendulum, "double_pendulum_velocities": DoublePendulumVelocities}

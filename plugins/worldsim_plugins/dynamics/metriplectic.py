@@ -1,0 +1,139 @@
+"""Metriplectic networks: learned dynamics that obey both laws of thermodynamics (Zhang, Shin and Karniadakis
+2022, "GFINNs: GENERIC formalism informed neural networks"; Grmela and Oettinger 1997).
+
+    dx/dt = L grad E + M grad S,   L = -L^T,   M = M^T >= 0,   L grad S = 0,   M grad E = 0
+
+hence dE/dt = 0 and dS/dt >= 0. E and S are learned, and both degeneracies hold by construction:
+
+    L = Q_S^T B Q_S, B skew, the rows of Q_S being A_j grad S;   M = Q_E^T C C^T Q_E, its rows A'_j grad E
+
+with skew matrices A_j and A'_j: each row is orthogonal to its gradient, because g^T A g = 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from worldsim import Trajectory, hookimpl
+from worldsim.protocols import Dynamics, Solver
+from worldsim_plugins.dynamics import vector_field
+from worldsim_plugins.dynamics.vector_field import Activation, Depth, Loss, Perceptron, Width
+from worldsim_plugins.solvers import symplectic
+
+Rank = Annotated[
+    int | None,
+    Field(ge=1, description="rows of each Q, the largest rank of L and M; null for the size of the state"),
+]
+
+
+class Potential(nn.Module):
+    """A learned function of ``[..., size]``: a linear form of unit gradient, plus a perceptron.
+
+    The linear form keeps the gradient from being small at the start, where both L and M have its square as a
+    factor.
+    """
+
+    def __init__(self, size: int, width: int, depth: int, activation: str) -> None:
+        super().__init__()
+        self.linear = nn.Parameter(nn.functional.normalize(torch.randn(size), dim=0))
+        self.network = Perceptron(size, 1, width, depth, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[...]``."""
+        return (self.linear * x).sum(-1) + self.network(x).squeeze(-1)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """As ``x``."""
+        return self.linear + self.network.gradient(x)
+
+
+class Orthogonal(nn.Module):
+    """Rows ``[..., rank, size]`` that are orthogonal to a vector ``[..., size]``: A_j g, A_j skew."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(torch.randn(rank, size, size) / math.sqrt(2 * size))
+
+    def forward(self, g: Tensor) -> Tensor:
+        skew = self.raw - self.raw.mT
+        return (skew * g[..., None, None, :]).sum(-1)
+
+
+class Metriplectic(vector_field.LearnedField):
+    """Learned E, S, B and C, the latter two functions of the state; for states of one axis that nothing
+    drives.
+
+    dE/dt and the sign of dS/dt are exact for the field, up to rounding; a rollout adds the error of the
+    solver; the default is ``rk4``, one step between saved times. Which conserved quantity E is, and in which
+    unit, data do not tell.
+    """
+
+    scaling = "component"
+
+    def __init__(
+        self,
+        truth: Trajectory,
+        *,
+        width: Width = 32,
+        depth: Depth = 2,
+        activation: Activation = "tanh",
+        rank: Rank = None,
+        loss: Loss = "rollout",
+        solver: Annotated[
+            Solver | None, Field(description="integrator; null for rk4, one step between saved times")
+        ] = None,
+    ) -> None:
+        super().__init__()
+        if truth.actions is not None:
+            raise ValueError("metriplectic dynamics are closed, and this system is not: use port_hamiltonian")
+        if len(truth.state_shape) != 1 or truth.state_shape[0] < 2:
+            raise ValueError(
+                f"metriplectic needs states of one axis and two components or more, they are "
+                f"{list(truth.state_shape)}"
+            )
+        self.objective = loss
+        self.solver = symplectic.rk4() if solver is None else solver
+        self.register_buffer("rate", vector_field.typical_rates(truth).square().mean().sqrt())
+        size = truth.state_shape[0]
+        self.rank = size if rank is None else rank
+        network = (width, depth, activation)
+        self.internal, self.disorder = Potential(size, *network), Potential(size, *network)
+        self.across_entropy, self.across_energy = Orthogonal(self.rank, size), Orthogonal(self.rank, size)
+        self.exchange = Perceptron(size, self.rank**2, *network)
+        self.friction = Perceptron(size, self.rank**2, *network)
+
+    def energy(self, states: Tensor) -> Tensor:
+        """The learned E, ``[...]`` for standardised ``[..., size]``; any constant and any unit."""
+        return self.internal(states)
+
+    def entropy(self, states: Tensor) -> Tensor:
+        """The learned S, ``[...]`` for standardised ``[..., size]``; any constant and any unit."""
+        return self.disorder(states)
+
+    def drift(self, t: Tensor, x: Tensor, u: Tensor | None) -> Tensor:
+        """dx/dt, as ``x`` ``[..., size]``; ValueError for an action."""
+        if u is not None:
+            raise ValueError("metriplectic dynamics know no actions: leave them out, or use port_hamiltonian")
+        by_energy, by_entropy = self.internal.gradient(x), self.disorder.gradient(x)
+        q_s, q_e = self.across_entropy(by_entropy), self.across_energy(by_energy)
+        b = self.exchange(x).unflatten(-1, (self.rank, self.rank))
+        c = self.friction(x).unflatten(-1, (self.rank, self.rank))
+        reversible = applied(q_s.mT, applied(b - b.mT, applied(q_s, by_energy)))
+        irreversible = applied(q_e.mT, applied(c, applied(c.mT, applied(q_e, by_entropy))))
+        return self.rate * (reversible + irreversible)
+
+
+def applied(matrix: Tensor, vector: Tensor) -> Tensor:
+    """``[..., row]`` of ``[..., row, column]`` and ``[..., column]``."""
+    return (matrix * vector.unsqueeze(-2)).sum(-1)
+
+
+@hookimpl
+def worldsim_dynamics() -> dict[str, Callable[..., Dynamics]]:
+    return {"metriplectic": Metriplectic}
