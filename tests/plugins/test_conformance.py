@@ -10,6 +10,11 @@ LATTICE = {"name": "automaton", "preset": "lattice"}
 ARGUMENTS = {
     "automaton": {"params": {"automaton": {"preset": "lattice"}}},
     "believed_automaton": {"system": LATTICE},
+    "film_energy": {"system": "pendulum_frames"},
+    "generative_hamiltonian": {
+        "system": "pendulum_frames",
+        "params": {"generative_hamiltonian": {"context": 1}},  # the kit also rolls out from one frame
+    },
     # Soft encounters, for speed: every history is integrated to rounding.
     "n_body": {"params": {"n_body": {"softening": 1.0}}},
     "two_body": {"system": {"name": "ephemeris", "planets": ["earth", "mars"]}, "step": 5.0},
