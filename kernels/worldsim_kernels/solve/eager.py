@@ -6,7 +6,7 @@ it, it takes steps of length zero at its last good state, so that nothing it doe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from worldsim_kernels.solve.api import Problem
 from worldsim_kernels.solve.control import PID, Constant, level, norm, power
+from worldsim_kernels.solve.events import Try
 from worldsim_kernels.solve.recording import Recording
 from worldsim_kernels.solve.solution import Solution, Stats, Status
 from worldsim_kernels.solve.stepper import Step
 from worldsim_kernels.solve.terms import of_rows, wide
+from worldsim_kernels.solve.watching import Watch
 
 RUNNING = -1
 COMPACT_BELOW = 0.6
@@ -73,6 +75,7 @@ class Loop:
         self.controller = problem.controller
         self.term = problem.term
         self.recording = Recording(problem)
+        self.watch = Watch(problem, problem.term) if problem.events else None
         y0, n, device = problem.y0, len(problem.y0), problem.y0.device
         counts = (torch.zeros(n, dtype=torch.int64, device=device) for _ in range(4))
         self.rows = Rows(
@@ -113,6 +116,8 @@ class Loop:
         good = self._finite(rows.y)
         for each in rows.carry:
             good &= self._finite(each)
+        if self.watch is not None:
+            good &= ~self.watch.broken
         self._end(~good, Status.NOT_FINITE)
         self._end((rows.status == RUNNING) & (rows.t == rows.t1), Status.DONE)
         self._aim(torch.ones_like(good))
@@ -179,8 +184,13 @@ class Loop:
             stuck |= running & ~accept & (rows.size < self.controller.smallest)
         else:
             accept, stuck = running & finite & settled, running & ~(finite & settled)
+        if self.watch is not None:
+            accept, ahead, step = self._watched(self.watch, accept, ahead, step)
+            signed = ahead - rows.t
         rows.accepted, rows.rejected = rows.accepted + accept, rows.rejected + (running & ~accept)
         self._advance(accept, ahead, signed, step)
+        if self.watch is not None:
+            self._jump(self.watch, accept)
         over = rows.accepted + rows.rejected >= self.problem.max_steps
         self._end((rows.status == RUNNING) & over, Status.MAX_STEPS)
         reason = torch.where(finite, int(Status.STEP_TOO_SMALL), int(Status.NOT_FINITE))
@@ -269,6 +279,53 @@ class Loop:
             self.recording.save(rows.index[due], rows.wanted[due], y[due])
             rows.wanted = rows.wanted + due
 
+    # Events.
+
+    def _watched(
+        self, watch: Watch, accept: Tensor, ahead: Tensor, step: Step
+    ) -> tuple[Tensor, Tensor, Step]:
+        """The accepted steps, cut short where an event stops their row."""
+        rows, chosen = self.rows, accept.nonzero()[:, 0]
+        self.stops = chosen[:0], chosen[:0]
+        if not len(chosen):
+            return accept, ahead, step
+        whole = Try(self.stepper, self.term, rows.t, ahead - rows.t, rows.y, rows.carry, step)
+        found, zeno = watch.look(whole.rows(chosen), rows.index[chosen], rows.accepted[chosen])
+        none = torch.zeros_like(accept)
+        broken, zeno = (none.index_copy(0, chosen, each) for each in (found.broken, zeno))
+        self._end(broken, Status.NOT_FINITE)
+        self._end(zeno, Status.ZENO)
+        if found.step is not None:
+            at = chosen[found.stopped]
+            ended = none.index_copy(0, at, watch.ends[found.stopper])
+            self._end(ended & ~broken, Status.EVENT)
+            self.stops = at, found.stopper
+            ahead = ahead.index_copy(0, at, found.ahead)
+            step = placed(step, at, found.step)
+            rows.evaluations = rows.evaluations.index_add(0, at, found.evaluations)
+        return accept & ~broken, ahead, step
+
+    def _jump(self, watch: Watch, accept: Tensor) -> None:
+        """The resets of rows that an event has stopped."""
+        rows, (at, which) = self.rows, self.stops
+        going = accept[at] & ~watch.ends[which]
+        at, which = at[going], which[going]
+        if not len(at):
+            return
+        term, index = of_rows(self.term, at), rows.index[at]
+        y = watch.jumped(which, rows.t[at], rows.y[at], term, index)
+        rows.y = rows.y.index_copy(0, at, y)
+        carry = self.stepper.start(term, rows.t[at], y)
+        rows.carry = tuple(old.index_copy(0, at, new) for old, new in zip(rows.carry, carry))
+        rows.evaluations[at] += getattr(self.stepper, "start_evaluations", 0)
+        self.recording.jump(index, rows.accepted[at], y)
+        bad = ~self._finite(y)
+        for each in carry:
+            bad |= ~self._finite(each)
+        stopped = torch.zeros_like(accept)
+        self._end(stopped.index_copy(0, at, bad), Status.NOT_FINITE)
+        self._aim(stopped.index_fill(0, at, True))
+
     # Bookkeeping.
 
     def _aim(self, mask: Tensor) -> None:
@@ -328,7 +385,8 @@ class Loop:
         bad = (out.status > Status.EVENT).reshape(-1, *[1] * (out.y.dim() - 1))
         y = torch.where(bad, float("nan"), out.y)
         stats = Stats(out.accepted, out.rejected, out.evaluations)
-        return self.recording.solution(out.t, y, out.status, stats)
+        solution = self.recording.solution(out.t, y, out.status, stats)
+        return solution if self.watch is None else replace(solution, events=self.watch.log())
 
     def _scale(self, controller: PID, y: Tensor, end: Tensor) -> Tensor:
         rtol, atol = (
@@ -347,6 +405,16 @@ class Loop:
     @staticmethod
     def _finite(value: Tensor) -> Tensor:
         return value.isfinite().flatten(1).all(1)
+
+
+def placed(step: Step, index: Tensor, part: Step) -> Step:
+    """``step`` with the rows ``index`` from ``part``."""
+
+    def put(whole: tuple[Tensor, ...], parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(old.index_copy(0, index, new) for old, new in zip(whole, parts))
+
+    y = step.y.index_copy(0, index, part.y)
+    return replace(step, y=y, carry=put(step.carry, part.carry), dense=put(step.dense, part.dense))
 
 
 def ratio(value: Tensor, scale: Tensor) -> Tensor:

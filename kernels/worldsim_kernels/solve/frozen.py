@@ -21,9 +21,9 @@ from torch import Tensor
 
 from worldsim_kernels.solve.api import Problem
 from worldsim_kernels.solve.control import Constant
-from worldsim_kernels.solve.recording import interpolated, rows_of
+from worldsim_kernels.solve.recording import interpolated
 from worldsim_kernels.solve.solution import EventLog, Solution, Steps
-from worldsim_kernels.solve.stepper import Step
+from worldsim_kernels.solve.stepper import Step, rows_of
 from worldsim_kernels.solve.terms import of_rows, wide
 
 
@@ -300,8 +300,7 @@ class Frozen:
         # Where the path only touches, no time moves with anything: better 0 than infinite.
         slope = torch.where(slope == 0, float("inf"), slope)
         for _ in range(passes):
-            value = event.value(t, state(t), term).to(t.dtype)
-            t = t - moves(value) / slope
+            t = t - moves(event.value(t, state(t), term)) / slope
         return t
 
     def _met(
@@ -334,11 +333,11 @@ class Frozen:
     def _reset(self, stops: list[Crossings], term: Any, after: Moving) -> Moving:
         y, carry = after.y, after.carry
         for each in stops:
-            reset, rows = self.problem.events[each.which].reset, each.rows
-            if reset is None:
+            event, rows = self.problem.events[each.which], each.rows
+            if event.reset is None:
                 continue
             own, t = of_rows(term, rows), after.t[rows]
-            changed = reset(t.to(y.dtype), after.y[rows], *own.args)
+            changed = event.after(t, after.y[rows], own)
             y = y.index_copy(0, rows, changed)
             if carry is not None:
                 new = self.problem.stepper.start(own, t, changed)

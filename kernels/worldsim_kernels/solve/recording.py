@@ -10,21 +10,8 @@ from torch import Tensor
 
 from worldsim_kernels.solve.api import Problem
 from worldsim_kernels.solve.solution import Solution, Stats, Steps
-from worldsim_kernels.solve.stepper import Step, Stepper
+from worldsim_kernels.solve.stepper import Step, Stepper, rows_of
 from worldsim_kernels.solve.terms import of_rows
-
-
-def rows_of(step: Step, index: Tensor) -> Step:
-    """The attempted steps of the rows ``index`` alone."""
-    return replace(
-        step,
-        y=step.y[index],
-        error=None if step.error is None else step.error[index],
-        carry=tuple(each[index] for each in step.carry),
-        dense=tuple(each[index] for each in step.dense),
-        settled=None if step.settled is None else step.settled[index],
-        evaluations=0,
-    )
 
 
 def interpolated(
@@ -43,6 +30,7 @@ class Recording:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.entries: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Step]] = []
+        self.jumps: list[tuple[Tensor, Tensor, Tensor]] = []
         self.saved: Tensor | None = None
         if problem.times is not None:
             shape = (*problem.times.shape, *problem.y0.shape[1:])
@@ -72,6 +60,11 @@ class Recording:
         number = rows.accepted[chosen] - 1
         self.entries.append((rows.index[chosen], number, ahead[chosen], h[chosen], rows.y[chosen], part))
 
+    def jump(self, row: Tensor, number: Tensor, y: Tensor) -> None:
+        """The states ``y`` from which ``row`` goes on after its ``number`` steps, all ``[k]``."""
+        if self.problem.keep_steps or self.problem.keep_dense:
+            self.jumps.append((row, number, y))
+
     def solution(self, t: Tensor, y: Tensor, status: Tensor, stats: Stats) -> Solution:
         """Everything that was asked for."""
         steps = self._steps(stats.accepted) if self.problem.keep_steps or self.problem.keep_dense else None
@@ -90,6 +83,8 @@ class Recording:
         for row, number, ahead, _, _, step in self.entries:
             t[row, number + 1] = ahead
             y[row, number + 1] = step.y
+        for row, number, state in self.jumps:
+            y[row, number] = state
         # After its last step a row repeats it.
         place = torch.arange(most + 1, device=t.device).expand(n, -1).minimum(count[:, None])
         row = torch.arange(n, device=t.device)[:, None]

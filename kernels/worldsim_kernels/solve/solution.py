@@ -121,7 +121,7 @@ class Solution:
             rows = (self.status == status).nonzero()[:, 0].tolist()
             if rows:
                 shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-                at = float(self.t[rows[0]])
+                at = float(self.t[rows[0]].detach())
                 said.append(
                     f"{len(rows)} of {len(self.status)} rows ended with {status.name} (row {shown}; row "
                     f"{rows[0]} at t = {at:.6g}): {advice}"

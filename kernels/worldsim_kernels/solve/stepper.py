@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -49,6 +49,19 @@ class Step:
     dense: tuple[Tensor, ...] = ()
     settled: Tensor | None = None
     evaluations: int | Tensor = 0
+
+
+def rows_of(step: Step, index: Tensor) -> Step:
+    """The attempted steps of the rows ``index`` alone."""
+    return replace(
+        step,
+        y=step.y[index],
+        error=None if step.error is None else step.error[index],
+        carry=tuple(each[index] for each in step.carry),
+        dense=tuple(each[index] for each in step.dense),
+        settled=None if step.settled is None else step.settled[index],
+        evaluations=0,
+    )
 
 
 class Stepper(Protocol):
