@@ -70,7 +70,7 @@ def test_the_transform_is_that_of_box_and_muller():
     for (a, b, c, d), pair in zip(torch.stack(words, 1).tolist(), found.tolist()):
         u = ((((b << 32 | a) >> 12) & (2**52 - 1)) + 0.5) / 2**52
         turn = d << 32 | c
-        angle = (((turn << 2 >> 12) & (2**52 - 1)) + 0.5) / 2**52 * math.pi / 2 - math.pi / 4
+        angle = ((((turn << 2 >> 12) & (2**52 - 1)) + 0.5) / 2**52 - 0.5) * (math.pi / 2)
         r = math.sqrt(-2 * math.log(u)) * (-1 if turn >> 63 else 1)
         expected = (math.cos(angle), math.sin(angle))
         expected = expected[::-1] if turn >> 62 & 1 else expected
