@@ -17,17 +17,23 @@ import torch
 from torch import Tensor
 
 LEVELS = 64
-# 2^(j / 64) / 2 for j = 0..63: the mantissas at which a level begins. Repeated squaring of exact halves would
-# be as good; what matters is that every backend has these very numbers.
-_MANTISSAS = torch.tensor([2.0 ** (j / LEVELS) / 2 for j in range(LEVELS)], dtype=torch.float64)
+# 2^(j / 64) / 2 for j = 0..64: the mantissas at which a level begins. What matters is not their last bit but
+# that every backend has these very numbers.
+_MANTISSAS = torch.tensor([2.0 ** (j / LEVELS) / 2 for j in range(LEVELS + 1)], dtype=torch.float64)
 TINY = 2.0**-200
+_FRACTION, _HALF = (1 << 52) - 1, 1022 << 52
 
 
 def level(ratio: Tensor) -> Tensor:
     """The largest integer L, as float64, with 2^(L / 64) <= ratio, for ``ratio`` > 0 in float64."""
-    mantissa, exponent = torch.frexp(ratio.clamp(TINY, 1 / TINY))
-    within = torch.searchsorted(_MANTISSAS.to(ratio.device), mantissa.contiguous(), right=True) - 1
-    return (exponent - 1).double() * LEVELS + within
+    mantissas = _MANTISSAS.to(ratio.device)
+    bits = ratio.clamp(TINY, 1 / TINY).view(torch.int64)
+    mantissa = ((bits & _FRACTION) | _HALF).view(torch.float64)
+    # A guess that rounding may put one level off, and the comparisons that put it right.
+    within = (LEVELS * (torch.log2(mantissa) + 1)).clamp(0, LEVELS - 1).long()
+    within = within - (mantissas[within] > mantissa).long()
+    within = within + (mantissas[within + 1] <= mantissa).long()
+    return ((bits >> 52) - 1023).double() * LEVELS + within
 
 
 def power(exponent: Tensor) -> Tensor:
@@ -35,7 +41,8 @@ def power(exponent: Tensor) -> Tensor:
     whole = exponent.floor()
     octave = (whole / LEVELS).floor()
     within = (whole - octave * LEVELS).long()
-    return torch.ldexp(_MANTISSAS.to(exponent.device)[within], (octave + 1).int())
+    bits = _MANTISSAS.to(exponent.device)[within].view(torch.int64)
+    return (bits + ((octave.long() + 1) << 52)).view(torch.float64)
 
 
 def norm(value: Tensor) -> Tensor:
@@ -99,3 +106,49 @@ class Constant:
     it are all alike and no longer than ``step``."""
 
     step: float | Tensor
+
+
+@dataclass(frozen=True)
+class Control:
+    """What a controller says of an attempt, ``[row]`` each; ``levels`` ``[2, row]`` are the last two error
+    ratios that passed, ``slowed`` whether this attempt did not."""
+
+    accept: Tensor
+    size: Tensor
+    levels: Tensor
+    slowed: Tensor
+
+
+def controlled(
+    controller: PID,
+    order: int,
+    found: Tensor,
+    good: Tensor,
+    size: Tensor,
+    gap: Tensor,
+    levels: Tensor,
+    slowed: Tensor,
+) -> Control:
+    """One attempt with the error ratio ``found`` ``[row]``, for steps of ``size`` at most ``gap`` long.
+
+    order  k of ``PID``
+    good   rows whose attempt is finite and settled; others are tried again with a quarter of the step
+    """
+    good = good & found.isfinite()
+    accept = good & (found <= 1)
+    now = level(torch.where(good, found, 1.0))
+    p, i, d = controller.proportional, controller.integral, controller.derivative
+    exponent = (p + 2 * d) * levels[0] - (i + p + d) * now - d * levels[1]
+    factor = controller.safety * power(exponent / order)
+    factor = factor.clamp(controller.shrink, controller.grow)
+    factor = torch.where(accept & ~slowed, factor, factor.clamp(max=1.0))
+    factor = torch.where(good, factor, 0.25)
+    # A step cut short by its target says nothing against the size that was proposed before.
+    tried = torch.minimum(size, gap)
+    after = tried * factor
+    after = torch.where(accept & (tried < size), torch.maximum(size, after), after)
+    after = after.clamp(max=controller.largest)
+    # At the lower bound a step is tried once more as it is before the row is given up.
+    last = torch.where(tried > controller.smallest, controller.smallest, after)
+    after = torch.where(after < controller.smallest, last, after)
+    return Control(accept, after, torch.where(accept, torch.stack([now, levels[0]]), levels), ~accept)
