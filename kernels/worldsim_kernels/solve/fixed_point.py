@@ -45,7 +45,7 @@ class Iteration:
 
 @dataclass(frozen=True)
 class Solved:
-    """``k``, whether each row settled ``[row]``, and its evaluations ``[row]``."""
+    """``k``, the guess in rows that did not settle; whether they did ``[row]``; evaluations ``[row]``."""
 
     k: Tensor
     settled: Tensor
@@ -100,6 +100,8 @@ def _iterated(g: Callable[[Tensor], Tensor], y: Tensor, h: Tensor, guess: Tensor
         # One flag from the device per iteration costs less than the evaluations it saves.
         if not bool(moving.any()):
             break
+    # What did not settle may be anything: the guess is finite if the field is.
+    k = torch.where(settled.reshape(-1, *[1] * (k.dim() - 1)), k, guess)
     return Solved(k, settled, evaluations)
 
 
