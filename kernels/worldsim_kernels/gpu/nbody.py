@@ -123,9 +123,7 @@ def backward(
     return _run(_backward, x, gravity, softening, *inputs)
 
 
-def _run(
-    kernel: Any, x: Tensor, gravity: float, softening: float, *inputs: Tensor
-) -> tuple[Tensor, Tensor]:
+def _run(kernel: Any, x: Tensor, gravity: float, softening: float, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     rows, bodies, dim = x.shape
     # In memory, because a float argument of a kernel is a float32.
     constants = x.new_tensor([gravity, softening * softening])
