@@ -5,6 +5,7 @@ the choice of steps, what is kept and how gradients are had are separate small o
 torchdiffeq's surface over it.
 """
 
+from worldsim_kernels.solve.adjoint import ContinuousAdjoint
 from worldsim_kernels.solve.api import Save, solve
 from worldsim_kernels.solve.brownian import Brownian
 from worldsim_kernels.solve.control import PID, Constant
@@ -22,6 +23,7 @@ __all__ = [
     "SDE",
     "Brownian",
     "Constant",
+    "ContinuousAdjoint",
     "Event",
     "EventLog",
     "Hamiltonian",

@@ -170,8 +170,10 @@ def find(events: Sequence[Event], tried: Try, held: Tensor) -> Found:
     low, high = low[sample, row, which], (sample + 1).double() / SAMPLES
     theta = torch.zeros_like(high)
     state = tried.y[row].clone()
+    # A stop that no other crossing competes with needs no place on the interpolant.
+    alone = torch.bincount(row, minlength=len(held))[row] == 1
     for number, event in enumerate(events):
-        own = (which == number).nonzero()[:, 0]
+        own = ((which == number) & ~(alone & event.stops)).nonzero()[:, 0]
         if len(own):
             part, sign = tried.rows(row[own]), -new[own].double()
 
