@@ -211,12 +211,13 @@ def own_slope(term: SDE, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if term.noise == "scalar":
         g = diffusion(term, t, y)
         return g, _along(term, t, y, g)
-    recording = torch.is_grad_enabled()
+    g = diffusion(term, t, y)
+    # A graph only where one was there: through the state, or through what the diffusion closes over.
+    recording = torch.is_grad_enabled() and g.requires_grad
     with torch.enable_grad():
-        leaf = y if y.requires_grad else y.detach().requires_grad_()
-        g = diffusion(term, t, leaf)
-        slope = _pulled(g, leaf, torch.ones_like(g), recording)
-    g = g if recording else g.detach()
+        leaf = y if recording and y.requires_grad else y.detach().requires_grad_()
+        value = g if leaf is y else diffusion(term, t, leaf)
+        slope = _pulled(value, leaf, torch.ones_like(value), recording)
     return g, g * slope
 
 

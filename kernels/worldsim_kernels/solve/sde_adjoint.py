@@ -124,7 +124,7 @@ class _Way:
         self.term = replace(of_rows(solve.term, index), args=tuple(args))
         noise = solve.noise if everyone else solve.noise.of_rows(index)
         self.noise = noise
-        self.sums = [torch.zeros_like(each) for each in wanted]
+        self.sums: list[Tensor | None] = [None] * len(wanted)
 
     def evaluate(self, n: int, hat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """y^ as a leaf, and f and g there at the start of step n, with a graph."""
@@ -144,12 +144,15 @@ class _Way:
         first, *others = torch.autograd.grad(
             outputs, [leaf, *self.wanted], bars, allow_unused=True, retain_graph=True
         )
-        for total, grad in zip(self.sums, others):
+        for i, grad in enumerate(others):
             if grad is not None:
-                total += grad
+                total = self.sums[i]
+                self.sums[i] = grad if total is None else total + grad
         return torch.zeros_like(leaf) if first is None else first
 
-    def back(self, y: Tensor, hat: Tensor, bar: Tensor, saved: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def back(
+        self, y: Tensor, hat: Tensor, bar: Tensor, saved: Tensor | None
+    ) -> tuple[Tensor, list[Tensor | None]]:
         """The cotangent of y0 from those of the end and of the saved states, and the sums."""
         grid, term = self.solve.grid, self.term
         steps = grid.t[0].diff().tolist()
