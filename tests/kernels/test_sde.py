@@ -78,7 +78,8 @@ def test_strong_order_for_additive_noise(name):
 
 @pytest.mark.parametrize("name", ["euler_maruyama", "sra1"])
 def test_strong_order_for_noise_that_grows_with_time(name):
-    assert additive_order(name, True) == pytest.approx(SCHEMES[name].additive, abs=0.1)
+    """At least: the term of order 3/2 is small here."""
+    assert additive_order(name, True) > SCHEMES[name].additive - 0.1
 
 
 def weak_errors(name, term, exact, steps, power, paths):
