@@ -6,7 +6,7 @@ compiler and the processor, so that a home shared by unlike machines is safe; tw
 once write the same bits, and the last to finish replaces the other's file whole. One that cannot be loaded,
 since a disk was full or its folder may hold no programs, is compiled again in a folder of this process.
 Where no compiler is found, or where it fails, ``library`` raises Unavailable with the reason and the torch
-path runs.
+path runs. A source that was made from what a user wrote is compiled and kept the same way (``generated``).
 
 ``-ffast-math`` is never used: linking with it switches flush-to-zero on for the whole process.
 """
@@ -22,6 +22,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -51,17 +52,37 @@ def library(name: str) -> ctypes.CDLL:
 
 
 @cache
+def generated(name: str, source: str, flags: tuple[str, ...] = ()) -> ctypes.CDLL:
+    """The library of C that was made while running, compiled with these further flags if it is not kept yet.
+
+    Raises Unavailable without a compiler, or with its first complaints when it fails.
+    """
+    reason = _no_compiler()
+    if reason is not None:
+        raise Unavailable(reason)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.c"
+        path.write_text(source)
+        return _loaded_from(path, _digest_of(path, flags), flags)
+
+
+@cache
 def why_not(name: str) -> str | None:
     """Why ``csrc/NAME.c`` cannot run here; None when it can (it is then compiled)."""
-    if os.name != "posix":
-        return f"native kernels need a POSIX system, this is {platform.system()}"
-    if compiler() is None:
-        return "no C compiler (cc, gcc or clang) is on the PATH"
+    reason = _no_compiler()
+    if reason is not None:
+        return reason
     try:
         _loaded(name)
     except (Unavailable, OSError) as problem:
         return str(problem)
     return None
+
+
+def _no_compiler() -> str | None:
+    if os.name != "posix":
+        return f"native kernels need a POSIX system, this is {platform.system()}"
+    return "no C compiler (cc, gcc or clang) is on the PATH" if compiler() is None else None
 
 
 @cache
@@ -99,8 +120,12 @@ def strides(tensor: Tensor | None, axes: int) -> ctypes.Array[ctypes.c_int64]:
 
 @cache
 def _loaded(name: str) -> ctypes.CDLL:
+    return _loaded_from(CSRC / f"{name}.c", _digest(name))
+
+
+def _loaded_from(source: Path, digest: str, flags: tuple[str, ...] = ()) -> ctypes.CDLL:
     """What is kept; if that cannot be loaded, what this user has among the temporary ones, or makes there."""
-    kept = _built(name)
+    kept = _built(source, digest, flags)
     try:
         return ctypes.CDLL(str(kept))
     except OSError:
@@ -108,18 +133,18 @@ def _loaded(name: str) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(own))
     except OSError:
-        _compile(CSRC / f"{name}.c", own)
+        _compile(source, own, flags)
     try:
         return ctypes.CDLL(str(own))
     except OSError as problem:
-        raise Unavailable(f"what {compiler()} made of {name}.c cannot be loaded: {problem}") from problem
+        raise Unavailable(f"what {compiler()} made of {source.name} cannot be loaded: {problem}") from problem
 
 
 @cache
-def _built(name: str) -> Path:
-    target = cache_folder() / f"{name}-{_digest(name)}.so"
+def _built(source: Path, digest: str, flags: tuple[str, ...]) -> Path:
+    target = cache_folder() / f"{source.stem}-{digest}.so"
     if not target.exists():
-        _compile(CSRC / f"{name}.c", target)
+        _compile(source, target, flags)
     return target
 
 
@@ -155,9 +180,13 @@ def _own_folder() -> Path:
 
 
 def _digest(name: str) -> str:
-    digest = hashlib.sha256(repr((COMMON, TARGETS, _version(), _processor())).encode())
-    for source in (CSRC / f"{name}.c", *sorted(CSRC.glob("*.h"))):
-        digest.update(source.read_bytes())
+    return _digest_of(CSRC / f"{name}.c")
+
+
+def _digest_of(source: Path, flags: Sequence[str] = ()) -> str:
+    digest = hashlib.sha256(repr((COMMON, TARGETS, _version(), _processor(), *flags)).encode())
+    for each in (source, *sorted(CSRC.glob("*.h"))):
+        digest.update(each.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -178,15 +207,14 @@ def _processor() -> str:
     return "".join(dict.fromkeys(line for line in lines if line.startswith(kinds)))
 
 
-def _compile(source: Path, target: Path) -> None:
+def _compile(source: Path, target: Path, more: Sequence[str] = ()) -> None:
     path, complaint = compiler(), ""
     assert path is not None
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
         for flags in TARGETS:
-            done = _run(
-                [*shlex.split(path), *COMMON, *flags, "-I", str(CSRC), "-o", str(made), str(source), "-lm"]
-            )
+            options = [*COMMON, *flags, *more, "-I", str(CSRC)]
+            done = _run([*shlex.split(path), *options, "-o", str(made), str(source), "-lm"])
             if done.returncode == 0:
                 os.replace(made, target)
                 return
