@@ -91,8 +91,8 @@ def solve(
     controller  ``PID`` (adaptive, the default where the method has an error estimate) or ``Constant``
     save        see ``Save``; None for the ends alone
     events      see ``Event``
-    gradient    ``Replay()`` (the default), ``ThroughSteps()``, ``Reversible()`` or ``ContinuousAdjoint()``; it
-                matters only where something requires a gradient
+    gradient    ``Replay()`` (the default), ``ThroughSteps()``, ``Reversible()`` or ``ContinuousAdjoint()``;
+                it matters only where something requires a gradient
     noise       the Brownian motions of an SDE, see ``Brownian``; its steppers are those of ``solve_sde``
     backend     "torch": one operation after another; "compiled": the whole loop as one graph; "native": the
                 field traced and printed as C; "triton": the same on a GPU. Where the field is made of + - * /

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worldsim_kernels.solve.sums import added
+
 LEVELS = 64
 # 2^(j / 64) / 2 for j = 0..64: the mantissas at which a level begins. What matters is not their last bit but
 # that every backend has these very numbers.
@@ -48,12 +50,7 @@ def power(exponent: Tensor) -> Tensor:
 def norm(value: Tensor) -> Tensor:
     """Root mean square over all axes but the first, ``[row]`` float64, added in halves."""
     terms = value.flatten(1).double().square()
-    count = terms.shape[1]
-    while terms.shape[1] > 1:
-        half = terms.shape[1] // 2
-        head = terms[:, :half] + terms[:, half : 2 * half]
-        terms = head if terms.shape[1] == 2 * half else torch.cat([head, terms[:, 2 * half :]], 1)
-    return (terms[:, 0] / count).sqrt() if count else torch.zeros(len(value), dtype=torch.float64)
+    return (added(terms, 1) / max(terms.shape[1], 1)).sqrt()
 
 
 @dataclass(frozen=True)

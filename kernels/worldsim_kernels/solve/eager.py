@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from worldsim_kernels.solve.api import Problem
-from worldsim_kernels.solve.control import PID, Constant, level, norm, power
+from worldsim_kernels.solve.control import PID, Constant, controlled, level, norm, power
 from worldsim_kernels.solve.events import Try
 from worldsim_kernels.solve.recording import Recording
 from worldsim_kernels.solve.solution import Solution, Stats, Status
@@ -100,15 +100,16 @@ class Loop:
 
     def run(self) -> Solution:
         """Until every row has ended."""
-        self._start()
+        self.begin()
         while len(self.rows):
             self._attempt()
             self._tidy()
-        return self._solution()
+        return self.finish()
 
     # How a row begins.
 
-    def _start(self) -> None:
+    def begin(self) -> None:
+        """Everything before the first attempt."""
         rows = self.rows
         rows.carry = self.stepper.start(self.term, rows.t, rows.y)
         rows.evaluations = rows.evaluations + getattr(self.stepper, "start_evaluations", 0)
@@ -216,31 +217,14 @@ class Loop:
         rows = self.rows
         assert step.error is not None
         found = norm(ratio(step.error, self._scale(controller, rows.y, step.y)))
-        good = good & found.isfinite()
-        accept = running & good & (found <= 1)
-        now = level(torch.where(good, found, 1.0))
-        p, i, d = controller.proportional, controller.integral, controller.derivative
-        exponent = (p + 2 * d) * rows.levels[:, 0] - (i + p + d) * now - d * rows.levels[:, 1]
-        factor = controller.safety * power(exponent / self._error_order())
-        factor = factor.clamp(controller.shrink, controller.grow)
-        factor = torch.where(accept & ~rows.slowed, factor, factor.clamp(max=1.0))
-        factor = torch.where(good, factor, 0.25)
-        # A step cut short by its target says nothing against the size that was proposed before.
-        tried = torch.minimum(rows.size, (rows.target - rows.t).abs())
-        size = torch.where(
-            accept & (tried < rows.size), torch.maximum(rows.size, tried * factor), tried * factor
+        gap = (rows.target - rows.t).abs()
+        said = controlled(
+            controller, self._error_order(), found, good, rows.size, gap, rows.levels.T, rows.slowed
         )
-        size = size.clamp(max=controller.largest)
-        # At the lower bound a step is tried once more as it is before the row is given up.
-        size = torch.where(
-            size < controller.smallest,
-            torch.where(tried > controller.smallest, controller.smallest, size),
-            size,
-        )
-        rows.size = torch.where(running, size, rows.size)
-        rows.slowed = torch.where(running, ~accept, rows.slowed)
-        history = torch.stack([now, rows.levels[:, 0]], 1)
-        rows.levels = torch.where(accept[:, None], history, rows.levels)
+        rows.size = torch.where(running, said.size, rows.size)
+        rows.slowed = torch.where(running, said.slowed, rows.slowed)
+        accept = running & said.accept
+        rows.levels = torch.where(accept[:, None], said.levels.T, rows.levels)
         return accept
 
     def _advance(self, accept: Tensor, ahead: Tensor, signed: Tensor, step: Step) -> None:
@@ -380,7 +364,9 @@ class Loop:
             setattr(self.out, name, merged)
         return self.out
 
-    def _solution(self) -> Solution:
+    def finish(self) -> Solution:
+        """What was found, once every row has ended."""
+        self._tidy()
         out = self.out
         bad = (out.status > Status.EVENT).reshape(-1, *[1] * (out.y.dim() - 1))
         y = torch.where(bad, float("nan"), out.y)
