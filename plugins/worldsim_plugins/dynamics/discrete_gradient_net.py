@@ -34,7 +34,7 @@ from worldsim_plugins.dynamics.hamiltonian import check_canonical
 from worldsim_plugins.dynamics.vector_field import Depth, Perceptron, Width
 
 # tanh(z) / z = 1 + s (c_1 + s (c_2 + ...)), s = z^2: for |z| < 0.1 good to the last bit of float64.
-SERIES = (-1 / 3, 2 / 15, -17 / 315, 62 / 2835, -1382 / 155925)
+SERIES = (-1 / 3, 2 / 15, -17 / 315, 62 / 2835, -1382 / 155925, 21844 / 6081075)
 
 
 def tanhc(z: Tensor) -> Tensor:
@@ -149,6 +149,7 @@ class DiscreteGradientNet(nn.Module):
             f"{self.max_iterations} iterations at a step of {h:g}: set step to a smaller one"
         )
 
+    @torch.no_grad()
     def rollout(
         self,
         context: Trajectory,

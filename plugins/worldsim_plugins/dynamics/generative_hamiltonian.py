@@ -8,7 +8,8 @@ leapfrog under a learned H(q, p) = T(p) + V(q), and a decoder draws each frame f
     loss = -sum_i E log p(x_i | q_i) + beta KL(q(z | x) | N(0, 1))
 
 the sum over the frame k and those after it, with sigma learned. The state is inferred at the last frame that
-the encoder reads (the paper: at the first), because that is where a forecast begins.
+the encoder reads, where a forecast begins (so the paper's authors explain it in Balsells Rodas, Canal Anton
+and Taschin 2021, which reproduces it; the paper's text shows the encoder the whole film).
 """
 
 from __future__ import annotations

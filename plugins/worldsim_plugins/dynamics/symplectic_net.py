@@ -183,10 +183,10 @@ def step_of(times: Tensor) -> float:
     """The step of a uniform grid. Raises ValueError for another grid, or for a single time."""
     if len(times) < 2:
         raise ValueError("a SympNet needs windows of at least two frames: set fit.window")
-    step = float(times[1] - times[0])
-    if set(multiples(times, step)) != {1}:
+    gaps = times.double().diff()
+    if not torch.allclose(gaps, gaps[:1].expand_as(gaps), rtol=1e-6, atol=0):
         raise ValueError("a SympNet learns the map of one time step: its data need a uniform time grid")
-    return step
+    return float(gaps[0])
 
 
 def multiples(times: Tensor, step: float) -> list[int]:
