@@ -72,6 +72,9 @@ def lagrange(at: float, nodes: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(weights)
 
 
+SETTLED, PART = 64.0, 0.01
+"""An error that ends Newton's iteration: in rounding units of the state, and as a part of the tolerance."""
+
 GUESS = tuple(
     tuple(dict(zip(near, lagrange(node, tuple(NODES[j] for j in near)))).get(j, 0.0) for j in range(i))
     for i, (near, node) in enumerate(zip(NEAREST, NODES))
@@ -79,13 +82,18 @@ GUESS = tuple(
 
 
 class Kvaerno5:
-    """The method; ``name`` is "kvaerno5"."""
+    """The method, "kvaerno5".
+
+    rtol, atol  the tolerances of the solve, when they are known: the equations of a stage are then solved to
+                a hundredth of them rather than to rounding, for about half the cost
+    """
 
     terms = (ODE, Separable, Hamiltonian)
     properties = Properties(order=5, error_order=4, implicit=True)
 
-    def __init__(self, name: str = "kvaerno5") -> None:
+    def __init__(self, name: str = "kvaerno5", *, rtol: float = 0.0, atol: float = 0.0) -> None:
         self.name = name
+        self.rtol, self.atol = rtol, atol
 
     def start(self, term: Any, t: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         """Nothing is handed on."""
@@ -100,12 +108,14 @@ class Kvaerno5:
         stages = [width * at.slope.flatten(1)]
         size = torch.maximum(flat.detach().abs(), stages[0].detach().abs()).amax(1)
         size = torch.where(size > 0, size, torch.ones_like(size))
+        rounding = SETTLED * torch.finfo(y.dtype).eps * size[:, None]
+        scale = torch.maximum(PART * (self.atol + self.rtol * flat.detach().abs()), rounding)
         settled, evaluations = ~factors.singular, torch.full_like(h, at.evaluations, dtype=torch.int64)
         for i in range(1, len(A)):
             stage = Stage(term, t + NODES[i] * h, width, flat + weighted(A[i], stages), y.shape[1:], GAMMA)
             with torch.no_grad():
-                found = newton(stage, weighted(GUESS[i], stages), factors, size)
-            settled, evaluations = settled & found.settled, evaluations + found.evaluations
+                found = newton(stage, weighted(GUESS[i], stages), settled, factors, scale, size)
+            settled, evaluations = found.settled, evaluations + found.evaluations
             stages.append(attached(stage, found.z) if torch.is_grad_enabled() else found.z)
         end = y + weighted(B, stages).reshape(y.shape)
         error = weighted(ERROR, stages).reshape(y.shape)

@@ -13,17 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from worldsim_kernels.solve.jacobian import linearised
 from worldsim_kernels.solve.linear import Factors, factorise
 from worldsim_kernels.solve.terms import of_rows
 
 SIMPLIFIED, FULL = 6, 8
-"""Iterations of the two kinds: beyond six of the first, the second is cheaper."""
-SETTLED, TOLERATED = 64.0, 1e4
-"""Multiples of the dtype's rounding unit: an error that ends the iteration, and one that is put up with when
-the rounding of the field itself lets nothing better be had."""
+"""Most iterations of the two kinds: beyond six of the first, the second is cheaper."""
+TOLERATED = 1e4
+"""Multiples of the dtype's rounding unit in the largest component: an error that is put up with when the
+rounding of the field itself lets nothing better be had."""
 
 
 @dataclass(frozen=True)
@@ -74,81 +73,88 @@ class Newton:
     evaluations  ``[row]`` int64, of the field
     """
 
-    def __init__(self, stage: Stage, guess: Tensor, factors: Factors, size: Tensor) -> None:
+    def __init__(
+        self, stage: Stage, guess: Tensor, wanted: Tensor, factors: Factors, scale: Tensor, size: Tensor
+    ) -> None:
         usable = guess.isfinite().all(1)
-        self.stage, self.factors, self.size = stage, factors, size
+        self.wanted = wanted
+        self.stage, self.factors, self.scale = stage, factors, scale
+        self.floor = TOLERATED * torch.finfo(guess.dtype).eps * size
         self.z = torch.where(usable[:, None], guess, torch.zeros_like(guess))
         self.settled = torch.zeros_like(usable)
         self.evaluations = torch.zeros(len(guess), dtype=torch.int64, device=guess.device)
-        self.before = torch.full_like(size, float("inf"))
-        self.unit = torch.finfo(guess.dtype).eps
 
     def solve(self) -> None:
-        """Iterate until every row has settled or no more can be hoped for."""
-        for _ in range(SIMPLIFIED):
+        """Iterate until every wanted row has settled or no more can be hoped for."""
+        moving = self.wanted & ~self.factors.singular
+        before = torch.full_like(self.floor, float("inf"))
+        for done in range(1, SIMPLIFIED + 1):
             change = self.factors.solve(self.stage.increment(self.z) - self.z)
-            self._move(slice(None), change, ~self.factors.singular & ~self.settled, 1)
-            if bool(self.settled.all()):
-                return
-        self.before.fill_(float("inf"))
+            factor, now = self._move(slice(None), change, before, moving, 1)
+            # Leave to the other kind what will not end in time, before it strays.
+            hoped = now
+            for _ in range(done, SIMPLIFIED):
+                hoped = hoped * factor
+            slow = ~(hoped <= 1) & before.isfinite()
+            moving, before = moving & ~self.settled & ~slow, now
+            if not bool(moving.any()):
+                break
+        left = (self.wanted & ~self.settled).nonzero()[:, 0]
+        before = torch.full_like(self.floor, float("inf"))[left]
         for _ in range(FULL):
-            left = (~self.settled).nonzero()[:, 0]
             if not len(left):
                 return
             z = self.z[left]
             right, matrix, evaluations = self.stage.rows(left).linearised(z)
             factors = factorise(matrix)
-            self._move(left, factors.solve(right - z), ~factors.singular, evaluations)
+            change = factors.solve(right - z)
+            factor, before = self._move(left, change, before, ~factors.singular, evaluations)
+            hopeful = ~self.settled[left] & ~factors.singular & (factor < 1)
+            left, before = left[hopeful], before[hopeful]
 
-    def _move(self, index: Tensor | slice, change: Tensor, moving: Tensor, evaluations: int) -> None:
-        """Add ``change`` to the rows of ``index`` that are ``moving``, and see whether it was their last."""
-        now = change.abs().amax(1) / self.size[index]
+    def _move(
+        self, index: Tensor | slice, change: Tensor, before: Tensor, moving: Tensor, evaluations: int
+    ) -> tuple[Tensor, Tensor]:
+        """Add ``change`` to the rows of ``index`` that are ``moving``; settle those whose last it was.
+
+        Returns the factor by which the change of each row shrank, and its size in ``scale``.
+        """
+        now = (change / self.scale[index]).abs().amax(1)
         moving = moving & now.isfinite()
         # Changes shrink by a factor a step, and the error left is the sum of those to come.
-        factor = now / self.before[index]
+        factor = now / before
         known = (factor > 0) & (factor < 1)
         left = torch.where(known, torch.minimum(now, now * factor / (1 - factor)), now)
-        close = left <= SETTLED * self.unit
-        close |= (factor >= 1) & (now <= TOLERATED * self.unit)
+        close = (left <= 1) | ((factor >= 1) & (change.abs().amax(1) <= self.floor[index]))
         self.z[index] = torch.where(moving[:, None], self.z[index] + change, self.z[index])
-        self.before[index] = torch.where(moving, now, self.before[index])
         self.settled[index] |= moving & close
         self.evaluations[index] += moving * evaluations
+        return factor, now
 
 
-def newton(stage: Stage, guess: Tensor, factors: Factors, size: Tensor) -> Newton:
+def newton(
+    stage: Stage, guess: Tensor, wanted: Tensor, factors: Factors, scale: Tensor, size: Tensor
+) -> Newton:
     """The solution of ``stage``, iterated from ``guess`` ``[row, d]``.
 
+    wanted   ``[row]`` bool; the others do not settle
     factors  of about the Jacobian of z - increment(z)
-    size     ``[row]``: what an error is measured against, in the largest component
+    scale    ``[row, d]``, the error that is allowed
+    size     ``[row]``, the largest component of the state
     """
-    iteration = Newton(stage, guess, factors, size)
+    iteration = Newton(stage, guess, wanted, factors, scale, size)
     iteration.solve()
     return iteration
 
 
 def attached(stage: Stage, z: Tensor) -> Tensor:
-    """``z`` ``[row, d]``, found without a graph, with the gradients of the implicit function: one more Newton
-    step from it, whose matrix is that at the solution.
-
-    Gradients of gradients are refused: they would lack the derivative of the matrix.
+    """``z`` ``[row, d]``, found without a graph, with the first and second derivatives of the implicit
+    function: two more Newton steps from it, by the matrix at the solution. That matrix may be a constant:
+    with F = z - increment(z), each step makes one more order of the derivatives of F along z vanish.
     """
     with torch.no_grad():
         _, matrix, _ = stage.linearised(z)
-    step: Tensor = _Once.apply(  # type: ignore[no-untyped-call]
-        factorise(matrix).solve(stage.increment(z) - z)
-    )
-    return z + step
-
-
-class _Once(torch.autograd.Function):
-    """The identity, differentiable once."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradient: Tensor) -> Tensor:
-        return gradient[0]
+    factors = factorise(matrix)
+    for _ in range(2):
+        z = z + factors.solve(stage.increment(z) - z)
+    return z

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from worldsim_kernels.solve.explicit import weighted
-from worldsim_kernels.solve.jacobian import linearised
+from worldsim_kernels.solve.jacobian import Linearised, linearised
 from worldsim_kernels.solve.linear import factorise
 from worldsim_kernels.solve.stepper import Properties, Step
 from worldsim_kernels.solve.terms import ODE, Hamiltonian, Separable, wide
@@ -210,8 +210,11 @@ class Rosenbrock:
 
     def step(self, term: Any, t: Tensor, h: Tensor, y: Tensor, carry: tuple[Tensor, ...]) -> Step:
         """See ``Stepper.step``; a row whose matrix I - h gamma J is singular has not settled."""
+        return self.advance(linearised(term, t, y), term, t, h, y)
+
+    def advance(self, at: Linearised, term: Any, t: Tensor, h: Tensor, y: Tensor) -> Step:
+        """The step with the derivatives of the field at ``t`` and ``y``."""
         method, shape, width = self.tableau, y.shape, wide(h, y.flatten(1))
-        at = linearised(term, t, y)
         identity = torch.eye(at.by_state.shape[-1], dtype=y.dtype, device=y.device)
         factors = factorise(identity - (method.gamma * width).unsqueeze(2) * at.by_state)
         by_time = (width * width) * at.by_time.flatten(1)

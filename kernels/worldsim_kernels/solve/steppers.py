@@ -34,6 +34,7 @@ HOME: Mapping[str, str] = MappingProxyType(
         "rosenbrock23": "rosenbrock:Rosenbrock",
         "rodas5p": "rosenbrock:Rosenbrock",
         "kvaerno5": "kvaerno:Kvaerno5",
+        "auto": "switching:Switching",
     }
 )
 """Name -> module and class or function, which is called with the name."""
