@@ -7,6 +7,7 @@ import torch
 
 from worldsim_kernels.solve import ODE, PID, Constant, Save, SolveFailed, Status, solve
 from worldsim_kernels.solve.control import LEVELS, level, norm, power
+from worldsim_kernels.solve.sums import root
 
 F64 = torch.float64
 
@@ -246,3 +247,14 @@ def test_norms_do_not_depend_on_the_rows(width):
     whole = norm(value)
     assert torch.allclose(whole, value.square().mean(1).sqrt(), rtol=1e-14)
     assert all(torch.equal(norm(value[i : i + 1])[0], whole[i]) for i in range(33))
+
+
+def test_roots_are_correctly_rounded():
+    draws = torch.Generator().manual_seed(0)
+    x = torch.exp(600 * (torch.rand(20_000, dtype=F64, generator=draws) - 0.5))
+    exact = torch.tensor([math.sqrt(each) for each in x.tolist()], dtype=F64)
+    assert torch.equal(root(x), exact)
+    edges = torch.tensor([0.0, 4.0, 1e-300, 1e300, math.inf], dtype=F64)
+    assert torch.equal(
+        root(edges), torch.tensor([0.0, 2.0, math.sqrt(1e-300), math.sqrt(1e300), math.inf], dtype=F64)
+    )

@@ -49,14 +49,15 @@ def run(problem: Problem) -> Solution:
     with torch.no_grad():
         loop = Loop(replace(problem, compact=False))
         loop.begin()
-        rows, pid = loop.rows, problem.controller
+        rows, pid, stepper = loop.rows, problem.controller, problem.stepper
         if not len(rows):
             return replace(loop.finish(), backend="compiled")
         assert isinstance(pid, PID)
+        assert isinstance(stepper, ExplicitRungeKutta)
         y = rows.y.flatten(1).T.contiguous()
         slope = rows.carry[0].flatten(1).T.contiguous() if rows.carry else torch.zeros_like(y)
         plain, shape = replace(pid, rtol=1.0, atol=1.0, first=None), tuple(problem.y0.shape[1:])
-        whole = compiled(problem.term.field, problem.stepper.name, plain, shape)
+        whole = compiled(problem.term.field, stepper.name, plain, shape)
         status = rows.status.long()
         state = (
             rows.t,
@@ -76,7 +77,7 @@ def run(problem: Problem) -> Solution:
         end = whole(state, (rows.t1, rows.sign, *wide, most), problem.term.args)
         rows.t, rows.y = end[0], end[1].T.reshape(rows.y.shape)
         rows.accepted, rows.rejected, rows.status = end[6], end[7], end[8].to(torch.int8)
-        each = len(problem.stepper.tableau.b) - problem.stepper.tableau.reuse
+        each = len(stepper.tableau.b) - stepper.tableau.reuse
         rows.evaluations = rows.evaluations + each * (rows.accepted + rows.rejected)
         return replace(loop.finish(), backend="compiled")
 
@@ -127,7 +128,7 @@ def compiled(
         def body(*state: Tensor) -> State:
             return attempt(state, fixed, args)
 
-        found: State = torch.while_loop(going, body, state)
+        found: State = torch.while_loop(going, body, state)  # type: ignore[no-untyped-call]
         return found
 
     # torch counts what it has compiled by code object, and gives up after a few: each field has its own.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worldsim_kernels.solve.sums import added
+from worldsim_kernels.solve.sums import added, root
 
 LEVELS = 64
 # 2^(j / 64) / 2 for j = 0..64: the mantissas at which a level begins. What matters is not their last bit but
@@ -50,7 +50,7 @@ def power(exponent: Tensor) -> Tensor:
 def norm(value: Tensor) -> Tensor:
     """Root mean square over all axes but the first, ``[row]`` float64, added in halves."""
     terms = value.flatten(1).double().square()
-    return (added(terms, 1) / max(terms.shape[1], 1)).sqrt()
+    return root(added(terms, 1) / max(terms.shape[1], 1))
 
 
 @dataclass(frozen=True)
