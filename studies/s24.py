@@ -10,7 +10,7 @@ import math
 import torch
 
 from worldsim import Trajectory
-from worldsim_kernels.integrate import euler, runge_kutta4
+from worldsim_kernels.solve import ODE, Constant, solve
 from worldsim_plugins.dynamics.neural_ode import NeuralODE
 from worldsim_plugins.solvers.torchdiffeq import TorchDiffEq
 from worldsim_plugins.systems.pendulum import Pendulum
@@ -36,11 +36,9 @@ class Counted:
         return self.system.drift(t, x, u)
 
 
-def kernel_end(step, n):
-    x, t, field = torch.tensor([1.0, 0.0], dtype=F64), torch.zeros((), dtype=F64), Oscillator().drift
-    for _ in range(n):
-        x = step(t, x, 1 / n, lambda t, x: field(t, x, None))
-    return x
+def kernel_end(method, n):
+    term, start = ODE(lambda t, x: Oscillator().drift(t, x, None)), torch.tensor([[1.0, 0.0]], dtype=F64)
+    return solve(term, start, 0.0, 1.0, stepper=method, controller=Constant(1 / n)).check().y[0]
 
 
 def solver_end(method, n):
@@ -89,9 +87,9 @@ def cost(rtol):
 
 def run(seed=0):
     ends = {
-        "order euler": lambda n: kernel_end(euler, n),
+        "order euler": lambda n: kernel_end("euler", n),
         "order midpoint (torchdiffeq)": lambda n: solver_end("midpoint", n),
-        "order rk4": lambda n: kernel_end(runge_kutta4, n),
+        "order rk4": lambda n: kernel_end("rk4", n),
         "order rk4 (torchdiffeq)": lambda n: solver_end("rk4", n),
     }
     figures = {name: order(end) for name, end in ends.items()}

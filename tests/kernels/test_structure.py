@@ -386,7 +386,7 @@ def test_a_time_transformed_orbit_is_the_exact_ellipse():
 
 def test_time_transformed_orbits_do_not_depend_on_the_times_that_are_saved():
     y = rows([0.4, 0.0, 0.0, 2.0], [0.3, 0.1, 0.2, 1.5])
-    stepper = TimeTransformedLeapfrog(step=0.05)
+    stepper = TimeTransformedLeapfrog(first=0.02)
     ends = [
         solve(KEPLER, y, 0.0, 12.0, stepper=stepper, controller=Constant(step)).check().y
         for step in (12.0, 0.37)
@@ -398,7 +398,7 @@ def test_time_transformed_steps_beat_equal_steps_near_a_centre():
     """Twenty orbits of eccentricity 0.9 at about equal numbers of forces."""
     y, end = rows([0.1, 0.0, 0.0, math.sqrt(19.0)]), 20 * math.pi
     adaptive = solve(
-        KEPLER, y, 0.0, end, stepper=TimeTransformedLeapfrog(step=0.02), controller=Constant(end)
+        KEPLER, y, 0.0, end, stepper=TimeTransformedLeapfrog(first=0.002), controller=Constant(end)
     ).check()
     plain = solve(KEPLER, y, 0.0, end, stepper="leapfrog", controller=Constant(end / 3142)).check()
     assert int(adaptive.stats.evaluations) < 1.05 * int(plain.stats.evaluations)
@@ -456,7 +456,7 @@ def test_wrong_arguments_are_named():
         solve(PENDULUM, torch.zeros(1, 3, dtype=F64), 0.0, 1.0, stepper="leapfrog", controller=Constant(0.1))
     for make, message in (
         (lambda: Tao(omega=0.0), "omega must be positive"),
-        (lambda: TimeTransformedLeapfrog(step=-1.0), "step must be positive"),
+        (lambda: TimeTransformedLeapfrog(first=-1.0), "first must be positive"),
         (lambda: TimeTransformedLeapfrog(max_inner=0), "max_inner must be at least 1"),
         (lambda: Iteration(max_iterations=0), "max_iterations must be positive"),
         (lambda: Splitting("ruth"), "no splitting 'ruth'"),
@@ -466,12 +466,41 @@ def test_wrong_arguments_are_named():
             make()
 
 
+# Closed forms of the harmonic oscillator: H = (p^2 + q^2) / 2, h = 0.1, from (1, 0).
+
+OSCILLATOR = Separable(lambda p: p, lambda q: -q)
+
+
+def oscillation(name):
+    """``[step, (q, p)]`` over a thousand steps."""
+    states = [rows([1.0, 0.0])]
+    march(method(name), OSCILLATOR, states[0], rows(0.1), 1000, visit=states.append)
+    return torch.cat(states)
+
+
+def test_euler_and_runge_kutta_change_the_energy_of_an_oscillator_by_known_factors():
+    h, steps = 0.1, 1000
+    euler, kutta = (half_square(oscillation(name)[[0, -1]]) for name in ("euler", "rk4"))
+    assert float(euler[1] / euler[0]) == pytest.approx((1 + h * h) ** steps, rel=1e-11)
+    assert float(kutta[1] / kutta[0]) == pytest.approx((1 - h**6 / 72 + h**8 / 576) ** steps, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["implicit_midpoint", "gauss4"])
+def test_gauss_methods_keep_a_quadratic_energy(name):
+    energy = half_square(oscillation(name))
+    assert float((energy - 0.5).abs().max()) < 1e-13
+
+
+def test_splittings_keep_the_energy_of_a_nearby_oscillator():
+    h, orbits = 0.1, {name: oscillation(name) for name in ("leapfrog", "symplectic_euler")}
+    leapfrog, euler = orbits["leapfrog"], orbits["symplectic_euler"]
+    nearby = leapfrog[:, 1] ** 2 / 2 + (1 - h * h / 4) * leapfrog[:, 0] ** 2 / 2
+    assert float((nearby - nearby[0]).abs().max()) < 1e-13
+    nearby = half_square(euler) - h / 2 * euler.prod(1)
+    assert float((nearby - nearby[0]).abs().max()) < 1e-13
+
+
 # Gradients.
-
-
-def stretched(scale):
-    """A field with a parameter that it closes over."""
-    return ODE(lambda t, y, k: torch.stack([scale * y[:, 1], -k * y[:, 0].sin()], -1) + 0 * t[:, None])
 
 
 GRADIENTS = {
@@ -532,12 +561,23 @@ def test_a_row_that_fails_leaves_the_gradient_of_its_neighbours():
     assert torch.equal(gradient(y[:1], k[:1]), gradient(y, k))
 
 
-@pytest.mark.parametrize("name", ["leapfrog", "yoshida4", "tao", "adaptive_leapfrog"])
+@pytest.mark.parametrize("name", ["leapfrog", "yoshida4", "tao"])
 def test_explicit_steps_are_differentiable(name):
-    stepper = method(name, shift=2.0, step=0.2) if name == "adaptive_leapfrog" else method(name)
-    term = HENON_HEILES_WHOLE if name in WHOLE else HENON_HEILES
+    stepper, term = method(name), HENON_HEILES_WHOLE if name in WHOLE else HENON_HEILES
     y, h = POINTS.clone().requires_grad_(), rows(0.1, 0.2).requires_grad_()
     assert torch.autograd.gradcheck(lambda y, h: march(stepper, term, y, h, 2)[0], (y, h), atol=1e-7)
+
+
+def test_time_transformed_steps_are_differentiable_with_their_ds_held():
+    stepper, ds = TimeTransformedLeapfrog(shift=1.0), rows(0.1, 0.2)
+
+    def inner(y, binding):
+        q, p = y.chunk(2, 1)
+        at = stepper.inner(HENON_HEILES, ds, Phase(q, p, torch.zeros(2, dtype=F64), binding))
+        return at.q, at.p, at.time
+
+    arguments = (POINTS.clone().requires_grad_(), rows(0.8, 0.7).requires_grad_())
+    assert torch.autograd.gradcheck(inner, arguments, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["leapfrog", "implicit_midpoint", "tao"])

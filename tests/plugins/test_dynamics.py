@@ -11,7 +11,8 @@ import torch
 from scipy.integrate import solve_ivp
 
 from worldsim.protocols import Estimates, Separable, Trajectory
-from worldsim_kernels import integrate
+from worldsim_kernels.solve import Constant, Save, solve
+from worldsim_kernels.solve.terms import Separable as Split
 from worldsim_plugins.dynamics import vector_field
 from worldsim_plugins.dynamics.hamiltonian import Hamiltonian
 from worldsim_plugins.dynamics.neural_ode import NeuralODE
@@ -57,12 +58,12 @@ def pendulum(n, horizon, seed, deviation=0.0):
     start = start * torch.tensor([2.2, 1.8], dtype=F64)
     start = start[(pendulum_energy(start) < 1.5) & (pendulum_energy(start) > 0.2)][:n]
     times = 0.1 * torch.arange(round(horizon / 0.1) + 1, dtype=F64)
-    q, p = start[:, :1], start[:, 1:]
-    frames = [start]
-    for _ in times[1:]:
-        q, p = integrate.yoshida6(q, p, 0.1, lambda v: v, lambda x: -x.sin())
-        frames.append(torch.cat([q, p], -1))
-    states = torch.stack(frames, 1).unsqueeze(1)
+    pendulum = Split(lambda p: p, lambda q: -q.sin())
+    steps = Constant(0.1)
+    solution = solve(
+        pendulum, start, times[0], times[-1], stepper="yoshida6", controller=steps, save=Save(times)
+    )
+    states = solution.saved.unsqueeze(1)
     rates = torch.stack([states[..., 1], -states[..., 0].sin()], -1)
     rates = rates + deviation * noise(*rates.shape, seed=seed + 1)
     return Trajectory(states=states, times=times, observables={"derivative": rates})

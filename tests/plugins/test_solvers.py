@@ -14,7 +14,7 @@ from worldsim_plugins.solvers.torchdiffeq import ADAPTIVE, FIXED, TorchDiffEq
 
 torch.set_num_threads(1)
 F64 = torch.float64
-SPLITTINGS = ("leapfrog", "yoshida4", "yoshida6")
+SPLITTINGS = ("symplectic_euler", "leapfrog", "yoshida4", "yoshida6", "yoshida8", "adaptive_leapfrog")
 BUILDERS = symplectic.worldsim_solvers()
 UNEVEN = torch.tensor([0.0, 0.3, 0.4, 1.1, 2.0], dtype=F64)
 
@@ -31,6 +31,11 @@ class Oscillator(nn.Module):
 
     def force_of(self, q):
         return -(self.frequency.to(q.dtype) ** 2) * q
+
+    def energy(self, x):
+        q, p = x.chunk(2, -1)
+        value = (p.square() + self.frequency.to(q.dtype) ** 2 * q.square()) / 2
+        return value.flatten(1).sum(1) if x.dim() == 2 else value.sum((-2, -1))
 
     def drift(self, t, x, u):
         q, p = x.chunk(2, -1)
@@ -65,16 +70,24 @@ def states(*shape):
     return torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(1))
 
 
+# Its potential is not below 0 everywhere.
+OPTIONS = {"adaptive_leapfrog": {"shift": 5000.0}, "tao": {"omega": 4.0}}
+
+
 def all_solvers(step):
-    named = {name: build(step=step) for name, build in BUILDERS.items()}
+    named = {name: build(step=step, **OPTIONS.get(name, {})) for name, build in BUILDERS.items()}
     return named | {method: TorchDiffEq(method=method, step=step) for method in FIXED}
 
 
-@pytest.mark.parametrize("name", all_solvers(None))
+# Above rounding (which yoshida8 reaches at once); and Tao's error oscillates with its binding.
+COARSE = {"yoshida6": (0.1, 0.05), "tao": (0.01, 0.005), "discrete_gradient": (0.05, 0.025)}
+
+
+@pytest.mark.parametrize("name", [name for name in all_solvers(None) if name != "yoshida8"])
 def test_uneven_times_are_hit_at_the_declared_order(name):
     start = states(3, 2)
     errors = []
-    for step in (0.02, 0.01) if name != "yoshida6" else (0.1, 0.05):
+    for step in COARSE.get(name, (0.02, 0.01)):
         out = all_solvers(step)[name].solve(Oscillator(), start, UNEVEN, None, None)
         assert torch.equal(out[:, 0], start)
         errors.append((out.detach() - exact(start, UNEVEN)).abs().amax((0, 2))[1:])
@@ -144,7 +157,7 @@ def test_time_reaches_the_field_in_full_precision(name):
 
 @pytest.mark.parametrize("name", [*all_solvers(None), "dopri5"])
 def test_times_may_run_backwards(name):
-    solver = (all_solvers(0.005) | {"dopri5": TorchDiffEq()})[name]
+    solver = (all_solvers(0.02) | {"dopri5": TorchDiffEq()})[name]
     start = states(2, 2)
     back = solver.solve(Oscillator(), exact(start, UNEVEN)[:, -1], UNEVEN.flip(0), None, None)
     assert (back[:, -1] - start).abs().max() < 0.03
@@ -152,7 +165,7 @@ def test_times_may_run_backwards(name):
 
 @pytest.mark.parametrize("name", [name for name, s in all_solvers(None).items() if name not in FIXED])
 def test_no_row_depends_on_its_companions(name):
-    solver = BUILDERS[name](step=0.1)
+    solver = all_solvers(0.1)[name]
     start = states(6, 2)
     start[3] *= 40
     together = solver.solve(Oscillator(), start, UNEVEN, None, None)
@@ -161,7 +174,7 @@ def test_no_row_depends_on_its_companions(name):
 
 
 GRADIENTS = {
-    **{name: build(step=0.01) for name, build in BUILDERS.items() if name != "euler"},
+    **{name: each for name, each in all_solvers(0.02).items() if name in BUILDERS and "euler" not in name},
     "torchdiffeq rk4": TorchDiffEq(method="rk4", step=0.05),
     "torchdiffeq rk4 adjoint": TorchDiffEq(method="rk4", step=0.05, adjoint=True),
     "torchdiffeq dopri5": TorchDiffEq(rtol=1e-8, atol=1e-8),
@@ -206,3 +219,89 @@ def test_torchdiffeq_giving_up_is_an_error_with_advice():
     explosive = Field(lambda t, x, u: x**2)
     with pytest.raises(RuntimeError, match=r"dopri5 gave up.*fixed-step"):
         TorchDiffEq().solve(explosive, torch.ones(1, 1, dtype=F64), UNEVEN, None, None)
+
+
+@pytest.mark.parametrize("name", ["implicit_midpoint", "gauss4", "discrete_gradient"])
+def test_a_step_that_does_not_settle_costs_its_own_trajectory_alone(name):
+    class Spring(Oscillator):
+        def force_of(self, q):
+            return -(self.frequency**2) * q - 1e4 * q**3
+
+        def drift(self, t, x, u):
+            q, p = x.chunk(2, -1)
+            return torch.cat([p, self.force_of(q)], -1)
+
+        def energy(self, x):
+            return super().energy(x) + 2.5e3 * x[..., 0] ** 4
+
+    start = torch.tensor([[1e-2, 0.0], [3.0, 0.0], [0.0, 1e-2]], dtype=F64)
+    solver = BUILDERS[name](step=0.1)
+    with torch.no_grad():
+        out = solver.solve(Spring(), start, UNEVEN, None, None)
+        alone = solver.solve(Spring(), start[::2], UNEVEN, None, None)
+    assert torch.equal(out[::2], alone)
+    assert alone.isfinite().all()
+    assert torch.equal(out[1, 0], start[1])
+    assert out[1, 1:].isnan().all()
+    with pytest.raises(RuntimeError, match="1 of 3 trajectories could not take a step"):
+        solver.solve(Spring(), start, UNEVEN, None, None)
+
+
+def test_an_energy_that_does_not_say_all_is_refused():
+    """Friction would be left out unnoticed."""
+
+    class Rubbing(Oscillator):
+        def drift(self, t, x, u):
+            return super().drift(t, x, u) - 0.1 * x
+
+    for name in ("tao", "discrete_gradient"):
+        with pytest.raises(ValueError, match=r"drift of Rubbing is not \(dH/dp, -dH/dq\)"):
+            BUILDERS[name]().solve(Rubbing(), states(2, 2), UNEVEN, None, None)
+        with pytest.raises(ValueError, match=r"Field does not offer \(energy"):
+            BUILDERS[name]().solve(Field(lambda t, x, u: -x), states(2, 2), UNEVEN, None, None)
+        with pytest.raises(ValueError, match="knows no actions"):
+            BUILDERS[name]().solve(Oscillator(), states(2, 2), UNEVEN, states(2, 5, 1), None)
+
+
+def test_the_discrete_gradient_keeps_the_energy_that_implicit_midpoint_does_not():
+    class Pendulum(Oscillator):
+        def drift(self, t, x, u):
+            q, p = x.chunk(2, -1)
+            return torch.cat([p, -q.sin()], -1)
+
+        def energy(self, x):
+            return (x[..., 1] ** 2 / 2 - x[..., 0].cos()).to(x.dtype)
+
+    model, times = Pendulum(), torch.arange(0, 20, 0.5, dtype=F64)
+    errors = {}
+    for name in ("discrete_gradient", "implicit_midpoint"):
+        with torch.no_grad():
+            energy = model.energy(BUILDERS[name]().solve(model, states(3, 2), times, None, None))
+        errors[name] = float((energy - energy[:, :1]).abs().max())
+    assert errors["discrete_gradient"] < 1e-13
+    assert errors["implicit_midpoint"] > 1e-5
+
+
+def test_the_time_transformed_leapfrog_follows_a_narrow_ellipse():
+    """Kepler, e = 0.9, two periods, from the apocentre: energy to 1e-9 where equal steps of the same number
+    lose it."""
+
+    class Centre:
+        def velocity_of(self, p):
+            return p
+
+        def force_of(self, q):
+            return -q / q.norm(dim=-1, keepdim=True) ** 3
+
+        def energy(self, x):
+            q, p = x.chunk(2, -1)
+            return p.square().sum(-1) / 2 - 1 / q.norm(dim=-1)
+
+    start = torch.tensor([[1.9, 0.0, 0.0, (0.1 / 1.9) ** 0.5]], dtype=F64)
+    times = 2 * math.pi * torch.linspace(0, 2, 9, dtype=F64)
+    errors = []
+    for name, step in (("adaptive_leapfrog", 0.05), ("leapfrog", 0.02)):
+        out = BUILDERS[name](step=step).solve(Centre(), start, times, None, None)
+        errors.append(float((Centre().energy(out) + 0.5).abs()[:, -1]))
+    assert errors[0] < 1e-6
+    assert errors[1] > 1e-4

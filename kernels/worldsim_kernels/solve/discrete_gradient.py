@@ -24,7 +24,7 @@ from worldsim_kernels.solve.terms import Hamiltonian, wide
 
 # H loses eps H / |d| of its slope along d, which may be far above the rounding of the state where little
 # moves: near an equilibrium the changes stop falling there.
-_RULE = Iteration(tolerance=2.0, rounding=2.0**32)
+_RULE = Iteration(rounding=0.375)
 
 
 class DiscreteGradient(CubicHermite):

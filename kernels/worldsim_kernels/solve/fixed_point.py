@@ -26,21 +26,26 @@ class Iteration:
     """When a row has settled.
 
     tolerance       largest change of the end of the step in one iteration, of each component relative to its
-                    size, in machine epsilons
-    rounding        the same in epsilons of the row's largest component, where changes have stopped falling:
-                    what the field's own rounding may be
+                    size; None for 4 rounding units of the dtype
+    rounding        where changes have stopped falling, the row has settled if they are below this power of
+                    the rounding unit, relative to the row's largest component: the field's own rounding
     max_iterations  after which a row is given up
     Raises ValueError unless all are positive.
     """
 
-    tolerance: float = 4.0
-    rounding: float = 1024.0
+    tolerance: float | None = None
+    rounding: float = 0.8
     max_iterations: int = 50
 
     def __post_init__(self) -> None:
         for name in ("tolerance", "rounding", "max_iterations"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, not {value}")
+
+    def relative(self, dtype: torch.dtype) -> float:
+        """The tolerance for this dtype."""
+        return 4 * torch.finfo(dtype).eps if self.tolerance is None else self.tolerance
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ def fixed_point(equation: Equation, y: Tensor, h: Tensor, guess: Tensor, rule: I
 def _iterated(g: Callable[[Tensor], Tensor], y: Tensor, h: Tensor, guess: Tensor, rule: Iteration) -> Solved:
     if guess.dim() > y.dim():
         y = y.unsqueeze(1)
-    step, eps = wide(h, guess), torch.finfo(guess.dtype).eps
+    step, tolerance = wide(h, guess), rule.relative(guess.dtype)
+    floor = torch.finfo(guess.dtype).eps ** rule.rounding
     size = y.abs() + (step * guess).abs()
     whole = size.flatten(1).amax(1)
     k, settled = guess, torch.zeros(len(guess), dtype=torch.bool, device=guess.device)
@@ -93,8 +99,8 @@ def _iterated(g: Callable[[Tensor], Tensor], y: Tensor, h: Tensor, guess: Tensor
         evaluations = evaluations + moving
         stale = torch.where(largest < least, 0, stale + 1)
         least = torch.minimum(least, largest)
-        small = (change <= rule.tolerance * eps * size).flatten(1).all(1)
-        small |= (stale >= PATIENCE) & (largest <= rule.rounding * eps * whole)
+        small = (change <= tolerance * size).flatten(1).all(1)
+        small |= (stale >= PATIENCE) & (largest <= floor * whole)
         settled |= moving & small
         moving &= ~small & largest.isfinite()
         # One flag from the device per iteration costs less than the evaluations it saves.
@@ -130,7 +136,7 @@ def _adjoint(g: Callable[[Tensor], Tensor], k: Tensor, given: Tensor, rule: Iter
         value = g(leaf)
     if not value.requires_grad:
         return given
-    eps, a = torch.finfo(given.dtype).eps, given
+    tolerance, a = rule.relative(given.dtype), given
     moving = torch.ones(len(given), dtype=torch.bool, device=given.device)
     for _ in range(2 * rule.max_iterations):
         (pulled,) = torch.autograd.grad(value, leaf, a, retain_graph=True)
@@ -138,7 +144,7 @@ def _adjoint(g: Callable[[Tensor], Tensor], k: Tensor, given: Tensor, rule: Iter
         change, size = ((x.abs().flatten(1).amax(1)) for x in (better - a, better))
         mask = moving.reshape(-1, *[1] * (a.dim() - 1))
         a = torch.where(mask, better, a)
-        moving &= ~(change <= rule.tolerance * eps * size)
+        moving &= ~(change <= tolerance * size)
         if not bool(moving.any()):
             return a
     return torch.where(moving.reshape(-1, *[1] * (a.dim() - 1)), float("nan"), a)

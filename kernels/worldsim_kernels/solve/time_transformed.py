@@ -49,8 +49,8 @@ class TimeTransformedLeapfrog(CubicHermite):
     that are saved; it is handed on from step to step (``carry``), and is part of the state.
 
     shift      U = shift - V: a number above the energy of every orbit, where V is not below 0 everywhere
-    step       ds, in units of energy times time; None for h U(q) of the first step of the solver: then the
-               first inner step lasts about h, and the others as long as U allows
+    first      how long an inner step lasts where the orbit starts, about, in units of time: ds = first U(q);
+               None for h of the first step of the solver
     max_inner  inner steps within one step, after which the row is given up (``settled`` False), as it is
                where U or T + B is not positive
     The term must have ``potential`` and ``kinetic``. Raises ValueError in ``start`` when it has not.
@@ -65,19 +65,19 @@ class TimeTransformedLeapfrog(CubicHermite):
         self,
         name: str = "adaptive_leapfrog",
         shift: float = 0.0,
-        step: float | None = None,
+        first: float | None = None,
         max_inner: int = 10_000,
     ) -> None:
-        if step is not None and not step > 0:
-            raise ValueError(f"step must be positive, not {step}")
+        if first is not None and not first > 0:
+            raise ValueError(f"first must be positive, not {first}")
         if max_inner < 1:
             raise ValueError(f"max_inner must be at least 1, not {max_inner}")
-        self.name, self.shift, self.ds, self.max_inner = name, shift, step, max_inner
+        self.name, self.shift, self.first, self.max_inner = name, shift, first, max_inner
 
     def start(self, term: Separable, t: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         """The orbit's point, its t and ds ``[row, 2]`` (0 until the first step), and its B ``[row, 1]``."""
         at = self.phase(term, t, y)
-        ds = torch.zeros_like(t) if self.ds is None else torch.full_like(t, self.ds)
+        ds = (self.first or 0.0) * self.depth(term, at.q).detach().to(t)
         return y, torch.stack([t, ds], 1), at.binding.unsqueeze(1)
 
     def phase(self, term: Separable, t: Tensor, y: Tensor) -> Phase:

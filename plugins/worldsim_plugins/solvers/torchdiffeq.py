@@ -16,7 +16,7 @@ from torchdiffeq import odeint, odeint_adjoint
 
 from worldsim import hookimpl
 from worldsim.protocols import Dynamics, Solver
-from worldsim_kernels.integrate import substeps
+from worldsim_kernels.solve.grid import substeps
 from worldsim_plugins.solvers.symplectic import deterministic
 
 ADAPTIVE = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "adaptive_heun": 2}
