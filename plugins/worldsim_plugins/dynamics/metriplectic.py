@@ -33,24 +33,25 @@ Rank = Annotated[
 
 
 class Potential(nn.Module):
-    """A learned function of ``[..., size]``: a linear form of unit gradient, plus a perceptron.
+    """A learned function of ``[..., size]``: a linear and a quadratic form, plus a perceptron.
 
-    The linear form keeps the gradient from being small at the start, where both L and M have its square as a
-    factor.
+    Both L and M have the square of a gradient as a factor: the linear form, of unit gradient, keeps it from
+    being small at the start, and the quadratic one lets it vary from there on.
     """
 
     def __init__(self, size: int, width: int, depth: int, activation: str) -> None:
         super().__init__()
         self.linear = nn.Parameter(nn.functional.normalize(torch.randn(size), dim=0))
+        self.quadratic = nn.Parameter(torch.randn(size, size) / math.sqrt(4 * size))
         self.network = Perceptron(size, 1, width, depth, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[...]``."""
-        return (self.linear * x).sum(-1) + self.network(x).squeeze(-1)
+        return (self.linear * x + x * (x @ self.quadratic) / 2).sum(-1) + self.network(x).squeeze(-1)
 
     def gradient(self, x: Tensor) -> Tensor:
         """As ``x``."""
-        return self.linear + self.network.gradient(x)
+        return self.linear + x @ (self.quadratic + self.quadratic.T) / 2 + self.network.gradient(x)
 
 
 class Orthogonal(nn.Module):

@@ -37,8 +37,8 @@ class Features(nn.Module):
         self.angles = angles
         self.others = [i for i in range(len(shift)) if i not in angles]
         self.count = len(angles) + len(shift)
-        self.register_buffer("shift", shift)
-        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift.clone())
+        self.register_buffer("scale", scale.clone())
 
     def forward(self, x: Tensor) -> Tensor:
         angles = x[..., self.angles]
@@ -123,10 +123,8 @@ class PortHamiltonian(vector_field.LearnedField):
             scale = torch.cat([q.expand(half), scale[half:].square().mean().sqrt().expand(half)])
         self.register_buffer("scale", scale)
         self.register_buffer("rate", (vector_field.typical_rates(truth) / scale).square().mean().sqrt())
-        actions = (
-            torch.zeros(1, 0) if truth.actions is None else truth.actions.flatten(0, 1).flatten(1).double()
-        )
-        self.register_buffer("push", spread(actions))
+        actions = None if truth.actions is None else truth.actions.flatten(0, 1).flatten(1).double()
+        self.register_buffer("push", torch.ones(0) if actions is None else spread(actions))
 
     def energy(self, states: Tensor) -> Tensor:
         """The learned H, ``[...]`` for ``[..., size]``, up to a constant; when canonical, in the units of q p
