@@ -1,0 +1,227 @@
+"""torchdiffeq's surface over ``solve``: the same calls, the same meaning, the same answers to the tolerance.
+
+Source of the interface: Chen, Rubanova, Bettencourt, Duvenaud 2018, *Neural ordinary differential equations*,
+and their package torchdiffeq. What differs:
+
+- a failure is ``SolveFailed`` with what to do, not an AssertionError;
+- gradients are those of the steps that were taken (see ``gradients``), also by ``t`` and of an event's time;
+- an event that is zero at the start does not fire there: it fires where its sign changes;
+- ``max_num_steps`` bounds a solve and not one interval of ``t``, and is 100,000 unless it is given;
+- a complex number counts as two real ones where errors are measured;
+- any adaptive stepper of ``solve`` may be named, and ``rows=True`` gives every row its own steps.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worldsim_kernels.solve.adjoint import ContinuousAdjoint
+from worldsim_kernels.solve.api import Problem, Save
+from worldsim_kernels.solve.call import ADAPTIVE, FIXED, Call
+from worldsim_kernels.solve.events import Event
+from worldsim_kernels.solve.layout import State
+from worldsim_kernels.solve.solution import Solution, SolveFailed, Status
+
+
+def odeint(
+    func: Callable[..., State],
+    y0: State,
+    t: Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    event_fn: Callable[..., Tensor] | None = None,
+    rows: bool = False,
+    args: tuple[Tensor, ...] = (),
+    gradient: Any = None,
+    backend: str = "torch",
+) -> Any:
+    """The solution of dy/dt = func(t, y), y(t[0]) = y0 at the times ``t``, ``[time, *state]``.
+
+    func      ``t, y -> dy/dt``, ``t`` a tensor without axes and ``y`` as ``y0`` is; its attributes
+              ``callback_step``, ``callback_accept_step`` and ``callback_reject_step`` are called with
+              (t, y, |h|) before, and after, each attempt
+    y0        a tensor of any shape, of floating-point or complex numbers, or a tuple of such: one system,
+              with one step size
+    t         ``[time]``, strictly rising or falling
+    rtol, atol  numbers, tensors that broadcast to ``y0``, or tuples as ``y0``
+    method    dopri5 (None), dopri8, bosh3, adaptive_heun, tsit5 or any other adaptive stepper; euler,
+              midpoint, heun2, heun3, rk4 (the rule of three eighths), which step from one of ``t`` to
+              the next
+    options   adaptive: first_step, min_step (shorter ones are not tried, so the tolerance may be missed),
+              max_step, safety, ifactor, dfactor, max_num_steps, norm, step_t (steps end there), jump_t (the
+              field jumps there). Fixed: step_size, grid_constructor, interp ("linear" or "cubic")
+    event_fn  ``t, y -> tensor``; the solve goes from t[0] in the direction of t[1] until an entry changes its
+              sign, and gives (time, ``[2, *state]``: start and end), both differentiable
+    rows      the first axis of ``y0`` is of independent rows, each with its own steps. ``func`` and
+              ``event_fn`` get ``t`` as ``[row, 1, ...]``, are called with any subset of the rows, and find
+              per-row data in ``args`` ``[row, ...]``; an event function gives ``[row]`` or ``[row, event]``,
+              its time is ``[row]``; ``t`` may be ``[row, time]``, and a tolerance of one tensor ``[row]``
+    gradient, backend  see ``solve``
+
+    Raises SolveFailed when a row fails, ValueError or TypeError for arguments that do not fit. Warns of
+    options that it does not know.
+    """
+    call = Call(func, y0, t, rtol, atol, method, options, rows, args, gradient, backend)
+    if event_fn is not None:
+        return until(call, event_fn)
+    states = call.grid() if call.fixed else call.adaptive()
+    return call.layout.unpack(states.movedim(1, 0), 2) if rows else call.layout.unpack(states[0])
+
+
+def until(call: Call, event_fn: Callable[..., Tensor]) -> tuple[Tensor, State]:
+    """(time, states at the start and there) of the first change of sign of ``event_fn``."""
+    horizon = call.horizon()
+    layout, term = call.layout, call.term()
+
+    def values(t: Tensor, y: Tensor, *args: Tensor) -> Tensor:
+        found = event_fn(layout.time(t), layout.given(y), *args)
+        return found.reshape(len(y), -1)
+
+    def one(number: int) -> Callable[..., Tensor]:
+        return lambda t, y, *args: values(t, y, *args)[:, number]
+
+    with torch.no_grad():
+        first = values(horizon.start.to(call.y0.dtype), call.y0, *term.args)
+    events = [Event(one(number)) for number in range(first.shape[1])]
+    step = call.options.get("step_size")
+    solution = call.solve(term, call.y0, horizon.start, horizon.end, Save(), events, step)
+    if bool((solution.status != Status.EVENT).any()):
+        raise SolveFailed(f"event_fn changed no sign up to t = {float(horizon.end[0]):g}")
+    both, time = torch.stack([call.y0, solution.y], 1), solution.t.to(call.t_dtype)
+    if layout.rows:
+        return time, layout.unpack(both.movedim(1, 0), 2)
+    return time[0], layout.unpack(both[0])
+
+
+def odeint_event(
+    func: Callable[..., State],
+    y0: State,
+    t0: Tensor,
+    *,
+    event_fn: Callable[..., Tensor],
+    reverse_time: bool = False,
+    odeint_interface: Callable[..., Any] = odeint,
+    **kwargs: Any,
+) -> Any:
+    """(time of the event, ``[2, *state]``), see ``odeint``; the derivatives are those of the crossing."""
+    start = t0.reshape(-1)
+    t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
+    return odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+
+
+def odeint_dense(
+    func: Callable[..., State],
+    y0: State,
+    t0: Tensor | float,
+    t1: Tensor | float,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[[Tensor], State]:
+    """The solution from ``t0`` to ``t1`` as a function ``[time] -> [time, *state]``, or of one time without
+    axes. Without gradients; NaN outside of t0 to t1."""
+    t = torch.stack([torch.as_tensor(each, dtype=torch.float64).reshape(()) for each in (t0, t1)])
+    call = Call(func, y0, t, rtol, atol, method, options, False, (), None, "torch")
+    with torch.no_grad():
+        dense = call.solve(call.term(), call.y0, t[:1], t[1:], Save(dense=True)).dense
+    assert dense is not None
+
+    def at(times: Tensor) -> State:
+        found = dense(times.reshape(-1))[0]
+        return call.layout.unpack(found) if times.dim() else call.layout.unpack(found[0], 0)
+
+    return at
+
+
+def odeint_adjoint(
+    func: Callable[..., State],
+    y0: State,
+    t: Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    event_fn: Callable[..., Tensor] | None = None,
+    adjoint_rtol: float | None = None,
+    adjoint_atol: float | None = None,
+    adjoint_method: str | None = None,
+    adjoint_options: Mapping[str, Any] | None = None,
+    adjoint_params: Any = None,
+    rows: bool = False,
+    args: tuple[Tensor, ...] = (),
+) -> Any:
+    """``odeint`` with gradients by the continuous adjoint equation, solved backwards: no steps are kept, and
+    the gradients are as exact as the tolerances (see ``ContinuousAdjoint``).
+
+    adjoint_rtol, adjoint_atol, adjoint_method  as rtol, atol, method where None; dopri5 where that takes
+              fixed steps. Integrals for parameters are left out of the error, as torchdiffeq's norm
+              "seminorm" leaves them out
+    adjoint_params  the tensors that get gradients beside y0, t and args; None for what ``func`` has, which
+              must be a module then
+
+    With ``event_fn`` the steps that were taken are replayed instead. Warns of adjoint_options but for "norm".
+    Raises as ``odeint`` does, and ValueError for neither a module nor adjoint_params.
+    """
+    if adjoint_params is None and not isinstance(func, nn.Module):
+        raise ValueError("func must be a module, or its tensors be named in adjoint_params (() for none)")
+    unused = sorted(set(adjoint_options or {}) - {"norm"})
+    if unused:
+        warnings.warn(
+            f"odeint_adjoint: the adjoint equation takes no options {', '.join(unused)}", stacklevel=2
+        )
+    name = adjoint_method or method or "dopri5"
+    way = ContinuousAdjoint(
+        rtol=_least(rtol if adjoint_rtol is None else adjoint_rtol),
+        atol=_least(atol if adjoint_atol is None else adjoint_atol),
+        stepper="dopri5" if name in FIXED else ADAPTIVE.get(name, name),
+    )
+    parameters = (
+        func.parameters() if adjoint_params is None and isinstance(func, nn.Module) else adjoint_params
+    )
+    return odeint(
+        func,
+        y0,
+        t,
+        rtol=rtol,
+        atol=atol,
+        method=method,
+        options=options,
+        event_fn=event_fn,
+        rows=rows,
+        args=args,
+        gradient=None if event_fn is not None else Chosen(way, tuple(parameters)),
+    )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """``way`` for the parameters that a caller has named, and no others."""
+
+    way: ContinuousAdjoint
+    parameters: tuple[Tensor, ...]
+
+    def check(self, problem: Problem) -> None:
+        """See ``Gradient.check``."""
+        self.way.check(problem)
+
+    def attach(self, problem: Problem, solution: Solution, parameters: list[Tensor]) -> Solution:
+        """See ``Gradient.attach``."""
+        named = [each for each in self.parameters if each.requires_grad]
+        return self.way.attach(problem, solution, named)
+
+
+def _least(value: Any) -> float:
+    parts = value if isinstance(value, tuple | list) else (value,)
+    return min(float(torch.as_tensor(part).min()) for part in parts)
