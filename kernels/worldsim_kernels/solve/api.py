@@ -117,7 +117,7 @@ def solve(
     way = gradients.wanted(problem, gradient)
     if way is None:
         return _run(problem, backend)
-    solution = gradients.attach(problem, _run(replace(problem, keep_steps=True), backend), way)
+    solution = gradients.attach(problem, _run(gradients.without_graph(problem), backend), way)
     return solution if problem.keep_steps else replace(solution, steps=None)
 
 

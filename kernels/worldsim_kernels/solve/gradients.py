@@ -60,6 +60,22 @@ def attach(problem: Problem, solution: Solution, gradient: Gradient) -> Solution
     return gradient.attach(problem, solution, _parameters(problem))
 
 
+def without_graph(problem: Problem) -> Problem:
+    """The problem of the search for steps, which the gradient needs: a view of a tensor that requires a
+    gradient, made where none is recorded, is no input of a function's graph."""
+    term = problem.term
+    args = tuple(each.detach() for each in getattr(term, "args", ()))
+    return replace(
+        problem,
+        term=replace(term, args=args) if args else term,
+        y0=problem.y0.detach(),
+        t0=problem.t0.detach(),
+        t1=problem.t1.detach(),
+        times=None if problem.times is None else problem.times.detach(),
+        keep_steps=True,
+    )
+
+
 def _parameters(problem: Problem) -> list[Tensor]:
     return parameters_of(problem.term, problem.events, problem.stepper, problem.t0, problem.y0)
 

@@ -31,11 +31,13 @@ class Stored:
         self.kept: list[Moving] = []
         if frozen.remembers:
             # What such a stepper hands on is found by going from the start.
-            given, moving = frozen.given(), frozen.start()
+            given, start = frozen.given(), frozen.start()
+            given = given.like([each.detach() for each in given.tensors()])
+            moving = Moving(start.y.detach(), start.t.detach(), start.anchor.detach())
             with torch.no_grad():
                 for n in range(frozen.length):
                     if n % every == 0:
-                        self.kept.append(moving.head(frozen.active[n]) if n else replace(moving, carry=None))
+                        self.kept.append(moving.head(frozen.active[n]))
                     moving, _ = frozen.advance(n, moving, given)
             return
         for n in range(0, frozen.length, every):
