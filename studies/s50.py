@@ -1,8 +1,8 @@
 """Structure-preserving integrators on a pendulum from rest at 1.5 rad, H = p^2 / 2 + 1 - cos q, step 0.1.
 
-Largest relative energy error over 10^5 steps (10^4 for implicit ones), its growth from the first hundredth to
-the end, orders of convergence, the defect |J' Omega J - Omega| of one step, how far a march there and back
-ends, and what twenty orbits of eccentricity 0.9 cost with time-transformed and with equal steps.
+Largest relative energy error over 10^5 steps (10^4 for implicit ones) beside that of the first 10^3, orders
+of convergence, the defect |J' Omega J - Omega| of one step, how far a march there and back ends, and what five
+orbits of eccentricity 0.9 cost with time-transformed and with equal steps.
 """
 
 import math
@@ -49,10 +49,14 @@ def marched(name, x, h, steps):
 
 @torch.no_grad()
 def energy_errors(name, steps):
-    """Largest relative energy error within a hundredth of the steps, and within all."""
+    """Largest relative energy error within the first 10^3 steps (or half of them), and within all."""
     states = marched(name, torch.tensor([[1.5, 0.0]], dtype=F64), 0.1, steps)
     errors = (energy(states) / energy(states[0]) - 1).abs()
-    return float(errors[: steps // 100].max()), float(errors.max())
+    return float(errors[: early_steps(steps)].max()), float(errors.max())
+
+
+def early_steps(steps):
+    return min(1000, steps // 2)
 
 
 @torch.no_grad()
@@ -73,14 +77,14 @@ def defect(name):
 
 @torch.no_grad()
 def returned(name):
-    """Distance after 500 steps of 0.1 and 500 of -0.1."""
+    """Distance after 200 steps of 0.1 and 200 of -0.1."""
     start = torch.tensor([[1.5, 0.0]], dtype=F64)
-    there = marched(name, start, 0.1, 500)[-1]
-    return float((marched(name, there, -0.1, 500)[-1] - start).abs().max())
+    there = marched(name, start, 0.1, 200)[-1]
+    return float((marched(name, there, -0.1, 200)[-1] - start).abs().max())
 
 
 def narrow_ellipse():
-    """Relative energy error after twenty orbits of eccentricity 0.9, and forces that it took: equal steps,
+    """Relative energy error after five orbits of eccentricity 0.9, and forces that it took: equal steps,
     and time-transformed ones."""
 
     def potential(q):
@@ -93,10 +97,10 @@ def narrow_ellipse():
         return p.square().sum(-1) / 2
 
     term = Separable(lambda p: p, force, potential=potential, kinetic=kinetic)
-    y, end = torch.tensor([[0.1, 0.0, 0.0, math.sqrt(19)]], dtype=F64), 20 * math.pi
+    y, end = torch.tensor([[0.1, 0.0, 0.0, math.sqrt(19)]], dtype=F64), 10 * math.pi
     figures = {}
     for name, stepper, step in (
-        ("equal", "leapfrog", end / 20_000),
+        ("equal", "leapfrog", end / 5_000),
         ("transformed", TimeTransformedLeapfrog(first=2e-3), end),
     ):
         found = solve(term, y, 0.0, end, stepper=stepper, controller=Constant(step)).check()
@@ -111,6 +115,9 @@ def run(seed=0, steps=STEPS):
     for name in (*EXPLICIT, *IMPLICIT):
         count = steps if name in EXPLICIT else steps // 10
         figures[f"early error {name}"], figures[f"error {name}"] = energy_errors(name, count)
+    # 1 when the error of rk4 grows in proportion to time.
+    growth = figures["error rk4"] / figures["early error rk4"]
+    figures["growth rk4"] = growth * early_steps(steps) / steps
     figures |= {f"order {name}": order(name) for name in ORDERS}
     figures |= {f"defect {name}": defect(name) for name in (*SYMPLECTIC, "discrete_gradient", "rk4", "euler")}
     figures |= {f"returned {name}": returned(name) for name in (*REVERSIBLE, "rk4")}
@@ -132,7 +139,7 @@ def check(figures):
     assert figures["error leapfrog"] < 0.003
     assert figures["error symplectic_euler"] < 0.1
     assert figures["error discrete_gradient"] < 1e-12
-    assert figures["error rk4"] > 50 * figures["early error rk4"]
-    assert figures["error euler"] > 100
+    assert figures["growth rk4"] > 0.5
+    assert figures["error euler"] > 1
     assert figures["ellipse error equal"] > 100 * figures["ellipse error transformed"]
     assert figures["ellipse forces equal"] > 2 * figures["ellipse forces transformed"]
