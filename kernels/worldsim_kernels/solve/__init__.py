@@ -11,6 +11,7 @@ from worldsim_kernels.solve.brownian import Brownian
 from worldsim_kernels.solve.control import PID, Constant
 from worldsim_kernels.solve.events import Event
 from worldsim_kernels.solve.gradients import Replay, Reversible, ThroughSteps
+from worldsim_kernels.solve.odeint import odeint, odeint_adjoint, odeint_dense, odeint_event
 from worldsim_kernels.solve.solution import ADVICE, EventLog, Solution, SolveFailed, Stats, Status, Steps
 from worldsim_kernels.solve.stepper import Properties, Step, Stepper
 from worldsim_kernels.solve.steppers import stepper_of
@@ -40,6 +41,10 @@ __all__ = [
     "Stepper",
     "Steps",
     "ThroughSteps",
+    "odeint",
+    "odeint_adjoint",
+    "odeint_dense",
+    "odeint_event",
     "solve",
     "stepper_of",
 ]
