@@ -28,6 +28,8 @@ from worldsim_kernels.operators import Operator
 from worldsim_kernels.solve.sums import added
 
 REALS = (torch.float32, torch.float64)
+FEW = 8
+"""Bodies from which the C form is faster than the torch form in large batches too."""
 CHUNK = 2**22
 """Numbers of the pairs' differences that the torch form holds at a time."""
 
@@ -189,11 +191,19 @@ def _backward(
 
 
 def _few_axes(**arguments: Any) -> str | None:
-    """C holds the components of a vector in registers."""
+    """Components of a vector are held in registers."""
     x = arguments.get("positions")
     if isinstance(x, Tensor) and not 1 <= x.shape[-1] <= 3:
         return f"positions have {x.shape[-1]} components; this form takes 1 to 3"
     return None
+
+
+def _enough_bodies(**arguments: Any) -> str | None:
+    """The number of bodies decides, and never that of rows: a row has the same bits in every batch."""
+    x = arguments.get("positions")
+    if isinstance(x, Tensor) and x.shape[-2] < FEW:
+        return f"{x.shape[-2]} bodies fill no register; this form takes {FEW} or more"
+    return _few_axes(**arguments)
 
 
 _NBODY = Operator(
@@ -206,5 +216,5 @@ _NBODY = Operator(
     batched=("positions", "masses"),
 )
 BACKENDS: Mapping[str, Backends] = {
-    "nbody": Backends("nbody", "nbody", {"native": _few_axes, "triton": _few_axes})
+    "nbody": Backends("nbody", "nbody", {"native": _enough_bodies, "triton": _few_axes})
 }
