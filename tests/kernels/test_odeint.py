@@ -109,14 +109,16 @@ def test_tuples_their_tolerances_and_their_norm():
 
 
 def test_the_norm_of_a_tuple_is_of_its_worst_part():
-    """A thousand still numbers must not dilute the error of one that moves."""
+    """A hundred thousand still numbers must not dilute the error of one that moves."""
 
     def func(t, y):
         return torch.zeros_like(y[0]), torch.stack([y[1][1], -25 * y[1][0]])
 
     y0 = (torch.zeros(100_000, dtype=F64), torch.tensor([1.0, 0.0], dtype=F64))
     out = odeint(func, y0, T, rtol=1e-6, atol=1e-6)[1]
-    assert (out[:, 0] - torch.cos(5 * T)).abs().max() < 1e-4
+    alone = odeint(lambda t, y: torch.stack([y[1], -25 * y[0]]), y0[1], T, rtol=1e-6, atol=1e-6)
+    error, least = ((each[:, 0] - torch.cos(5 * T)).abs().max() for each in (out, alone))
+    assert error < 1.3 * least < 1e-4
     joined = odeint(lambda t, y: torch.cat(func(t, (y[:-2], y[-2:]))), torch.cat(y0), T, rtol=1e-6, atol=1e-6)
     assert (joined[:, -2] - torch.cos(5 * T)).abs().max() > 3e-4
 
