@@ -297,6 +297,13 @@ def test_python_of_the_kernels_page_runs() -> None:
     assert names["whole"].output.shape == (2, 1000, 4, 64)  # type: ignore[attr-defined]
 
 
+def test_python_of_the_solvers_page_runs() -> None:
+    names: dict[str, object] = {}
+    for text in blocks(DOCS / "solvers.md", "python"):
+        exec(compile(text, "docs/solvers.md", "exec"), names)
+    assert names["some"].shape == (10, 1)  # type: ignore[attr-defined]
+
+
 def test_first_steps_shows_the_problems_that_validate_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
