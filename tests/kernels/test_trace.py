@@ -80,7 +80,7 @@ FIELDS = {
             + y.norm(dim=-1)[:, None]
         ),
         (3,),
-    ),  # fmt: skip
+    ),
     "layers": (
         lambda t, y: LAYER(y).tanh() @ MATRIX + torch.einsum("bi,ij,bj->b", y, MATRIX, y)[:, None],
         (3,),
