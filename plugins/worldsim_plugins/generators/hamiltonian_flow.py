@@ -26,7 +26,6 @@ from typing import Annotated, TypeAlias
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from worldsim import Trajectory, hookimpl
 from worldsim_plugins.generators.flow import check_step, grid_of, hold, rolled
@@ -45,7 +44,7 @@ NARROWEST = 7.0
 
 
 class Potential(nn.Module):
-    """V(q, c), a softplus perceptron: ``[sample]`` of ``[sample, dim]`` and ``[sample, feature]``."""
+    """V(q, c), a tanh perceptron: ``[sample]`` of ``[sample, dim]`` and ``[sample, feature]``."""
 
     def __init__(self, dim: int, features: int, width: int, depth: int) -> None:
         super().__init__()
@@ -55,20 +54,19 @@ class Potential(nn.Module):
         self.last = nn.Linear(width, 1, bias=False)
 
     def forward(self, q: Tensor, context: Tensor) -> Tensor:
-        return (functional.softplus(self._passed(q, context)[-1]) @ self.last.weight[0]).view(len(q))
+        return self.last(self._passed(q, context)[-1]).squeeze(-1)
 
     def gradient(self, q: Tensor, context: Tensor) -> Tensor:
         """dV/dq ``[sample, dim]``, written out: it needs no grad mode, and is itself differentiable."""
         gradient = self.last.weight[0].expand(len(q), -1)
-        for layer, z in zip(reversed(self.hidden), reversed(self._passed(q, context))):
-            gradient = (gradient * torch.sigmoid(z)) @ layer.weight
+        for layer, x in zip(reversed(self.hidden), reversed(self._passed(q, context))):
+            gradient = (gradient * (1 - x * x)) @ layer.weight
         return gradient
 
     def _passed(self, q: Tensor, context: Tensor) -> list[Tensor]:
-        z = self.hidden[0](q) + self.given(context)
-        passed = [z]
+        passed = [torch.tanh(self.hidden[0](q) + self.given(context))]
         for layer in self.hidden[1:]:
-            passed.append(layer(functional.softplus(passed[-1])))
+            passed.append(torch.tanh(layer(passed[-1])))
         return passed
 
 
