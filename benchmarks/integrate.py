@@ -1,6 +1,7 @@
-"""Fixed steps of a batch of pendulums: ours beside torchdiffeq's and the machine's limit, in one process.
+"""Fixed steps of a batch of pendulums: ours beside torchdiffeq's and the machine's limit, in one process; and
+gravity of all pairs of bodies beside broadcasting.
 
-    python benchmarks/integrate.py [--rows 4096] [--steps 200]
+    python benchmarks/integrate.py [--rows 4096] [--steps 200] [--bodies 1024]
 
 Prints nanoseconds a row and step (minimum of five rounds, the methods taking turns), the ratio to
 torchdiffeq's RK4 (which is the 3/8 rule), the largest relative energy error, and the limit: the time to read
@@ -18,14 +19,8 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from worldsim_kernels.integrate import (
-    WEIGHTS,
-    implicit_midpoint,
-    leapfrog,
-    runge_kutta4,
-    symplectic_euler,
-    yoshida4,
-)
+from worldsim_kernels.solve import Hamiltonian, Separable, stepper_of
+from worldsim_kernels.solve.nbody import nbody_forces
 
 H = 0.1
 
@@ -47,35 +42,20 @@ def energy(x: Tensor) -> Tensor:
     return x[..., 1].square() / 2 + 1 - torch.cos(x[..., 0])
 
 
-def split(step: Callable[..., tuple[Tensor, Tensor]]) -> Callable[[Tensor, int], Tensor]:
+SPLIT = Separable(velocity, force)
+WHOLE = Hamiltonian(energy, gradient=lambda x: torch.stack([torch.sin(x[..., 0]), x[..., 1]], -1))
+
+
+def ours(name: str, term: Separable | Hamiltonian) -> Callable[[Tensor, int], Tensor]:
+    """Bare steps of one method, without the loop of ``solve``."""
+
     def run(x: Tensor, steps: int) -> Tensor:
-        q, p = x.unbind(-1)
+        stepper = stepper_of(name)
+        t, h = torch.zeros(len(x), dtype=torch.float64), torch.full((len(x),), H, dtype=torch.float64)
+        carry = stepper.start(term, t, x)
         for _ in range(steps):
-            q, p = step(q, p, H, velocity, force)
-        return torch.stack([q, p], -1)
-
-    return run
-
-
-def unfused(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The same method as it is written: two passes for each multiply and add, and no kicks merged."""
-
-    def step(q: Tensor, p: Tensor, h: float, velocity: Callable[..., Tensor], force: Callable[..., Tensor]):
-        f = force(q)
-        for weight in WEIGHTS[name]:
-            p = p + weight * h / 2 * f
-            q = q + weight * h * velocity(p)
-            f = force(q)
-            p = p + weight * h / 2 * f
-        return q, p
-
-    return step
-
-
-def whole(step: Callable[[Tensor], Tensor]) -> Callable[[Tensor, int], Tensor]:
-    def run(x: Tensor, steps: int) -> Tensor:
-        for _ in range(steps):
-            x = step(x)
+            step = stepper.step(term, t, h, x, carry)
+            x, carry = step.y, step.carry
         return x
 
     return run
@@ -90,13 +70,15 @@ def peer(method: str) -> Callable[[Tensor, int], Tensor]:
 
 
 METHODS: dict[str, tuple[Callable[[Tensor, int], Tensor], int]] = {
-    "symplectic Euler": (split(symplectic_euler), 1),
-    "leapfrog": (split(leapfrog), 2),
-    "Yoshida 4": (split(yoshida4), 4),
-    "leapfrog, unfused": (split(unfused("leapfrog")), 2),
-    "Yoshida 4, unfused": (split(unfused("yoshida4")), 4),
-    "implicit midpoint": (whole(lambda x: implicit_midpoint(x, H, lambda y: field(0.0, y))), 1),
-    "RK4": (whole(lambda x: runge_kutta4(0.0, x, H, field)), 4),
+    "symplectic Euler": (ours("symplectic_euler", SPLIT), 1),
+    "leapfrog": (ours("leapfrog", SPLIT), 1),
+    "Yoshida 4": (ours("yoshida4", SPLIT), 3),
+    "Yoshida 8": (ours("yoshida8", SPLIT), 17),
+    "implicit midpoint": (ours("implicit_midpoint", SPLIT), 1),
+    "Gauss 4": (ours("gauss4", SPLIT), 2),
+    "discrete gradient": (ours("discrete_gradient", WHOLE), 1),
+    "Tao": (ours("tao", WHOLE), 3),
+    "RK4": (ours("rk4", SPLIT), 4),
     "torchdiffeq RK4": (peer("rk4"), 4),
     "torchdiffeq midpoint": (peer("midpoint"), 2),
 }
@@ -116,10 +98,42 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
+def broadcast(x: Tensor, m: Tensor, soft: float) -> Tensor:
+    """Accelerations ``[body, 3]`` as one writes them in torch."""
+    apart = x[None] - x[:, None]
+    square = apart.square().sum(-1) + soft * soft
+    return ((m / (square * square.sqrt()))[..., None] * apart).sum(1)
+
+
+def gravity(count: int) -> None:
+    """Milliseconds of the forces of so many bodies, and of forces and gradients."""
+    rng = torch.Generator().manual_seed(0)
+    print(f"gravity of {count} bodies, one thread, ms")
+    print(f"{'':16}{'broadcast':>12}{'ours':>8}{'ratio':>8}{'with backward':>16}{'ours':>8}{'ratio':>8}")
+    for dtype in (torch.float32, torch.float64):
+        x, m = (
+            torch.randn(count, 3, generator=rng, dtype=dtype),
+            torch.rand(count, generator=rng, dtype=dtype),
+        )
+        leaf = x.clone().requires_grad_()
+        calls = (
+            lambda x=x, m=m: broadcast(x, m, 0.1),
+            lambda x=x, m=m: nbody_forces(x[None], m, 1.0, 0.1),
+            lambda x=leaf, m=m: broadcast(x, m, 0.1).sum().backward(),
+            lambda x=leaf, m=m: nbody_forces(x[None], m, 1.0, 0.1).sum().backward(),
+        )
+        for call in calls:
+            call()
+        a, b, c, d = (1e3 * min(_seconds(call) for _ in range(7)) for call in calls)
+        name = str(dtype).removeprefix("torch.")
+        print(f"{name:16}{a:12.2f}{b:8.2f}{a / b:8.1f}{c:16.2f}{d:8.2f}{c / d:8.1f}")
+
+
 @click.command()
 @click.option("--rows", default=4096, help="pendulums in the batch")
 @click.option("--steps", default=200, help="steps of 0.1")
-def main(rows: int, steps: int) -> None:
+@click.option("--bodies", default=1024, help="bodies that attract one another")
+def main(rows: int, steps: int, bodies: int) -> None:
     """Time the fixed-step integrators."""
     torch.set_num_threads(1)
     rng = torch.Generator().manual_seed(0)
@@ -138,6 +152,7 @@ def main(rows: int, steps: int) -> None:
         drift = ((energy(ends[name]) - energy(start)).abs() / energy(start)).max()
         ratio = best["torchdiffeq RK4"] / best[name]
         print(f"{name:22}{1e9 * spent:12.1f}{ratio:19.2f}{1e9 * limit:10.2f}{float(drift):14.1e}")
+    gravity(bodies)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from worldsim_kernels.solve.discrete_gradient import DiscreteGradient
 from worldsim_kernels.solve.extended import Tao
 from worldsim_kernels.solve.fixed_point import Iteration
 from worldsim_kernels.solve.gauss import GaussLegendre
+from worldsim_kernels.solve.grid import substeps
 from worldsim_kernels.solve.splitting import WEIGHTS, Splitting
 from worldsim_kernels.solve.steppers import stepper_of
 from worldsim_kernels.solve.time_transformed import Phase, TimeTransformedLeapfrog
@@ -590,3 +591,14 @@ def test_float32_stays_float32_and_interpolants_meet_the_ends(name):
     made = stepper.prepare(term, t, h, y, made)
     assert torch.equal(stepper.interpolate(torch.zeros(2, dtype=F64), h, y, made), y)
     assert torch.equal(stepper.interpolate(torch.ones(2, dtype=F64), h, y, made), made.y)
+
+
+def test_substeps_end_on_every_time():
+    times = torch.tensor([0.0, 0.1, 0.2, 0.1 + 0.2, 1.0], dtype=F64)
+    assert substeps(times) == [(gap, 1) for gap in times.diff().tolist()]
+    assert [count for _, count in substeps(times, 0.1)] == [1, 1, 1, 7]
+    assert all(h < 0 for h, _ in substeps(times.flip(0), 0.03))
+    assert substeps(times[:1], 0.1) == []
+    for wrong in ([0.0, 0.0], [0.0, 1.0, 0.5], [0.0, float("nan")], []):
+        with pytest.raises(ValueError, match="strictly rising or falling"):
+            substeps(torch.tensor(wrong, dtype=F64))

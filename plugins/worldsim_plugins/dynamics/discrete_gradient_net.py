@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from worldsim import Trajectory, hookimpl
 from worldsim.protocols import Dynamics
-from worldsim_kernels import integrate
+from worldsim_kernels.solve.grid import substeps
 from worldsim_plugins.dynamics import vector_field
 from worldsim_plugins.dynamics.hamiltonian import check_canonical
 from worldsim_plugins.dynamics.vector_field import Depth, Perceptron, Width
@@ -163,7 +163,7 @@ class DiscreteGradientNet(nn.Module):
             raise ValueError("a discrete gradient network is not driven: leave the actions out")
         context = context.to(dtype=self.rate.dtype)
         frames = [context.states[:, 0, -1]]
-        for h, count in integrate.substeps(times, self.step):
+        for h, count in substeps(times, self.step):
             x = frames[-1]
             for _ in range(count):
                 x = self.advance(x, h)

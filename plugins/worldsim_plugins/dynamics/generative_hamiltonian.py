@@ -25,7 +25,8 @@ from torch.nn import functional
 
 from worldsim import Trajectory, hookimpl
 from worldsim.protocols import Model
-from worldsim_kernels import integrate
+from worldsim_kernels.solve import Separable
+from worldsim_kernels.solve.splitting import Splitting
 from worldsim_plugins.dynamics.vector_field import Perceptron
 
 
@@ -93,14 +94,15 @@ class GenerativeHamiltonian(nn.Module):
 
     def follow(self, latent: Tensor, times: Tensor) -> Tensor:
         """``[sample, time, (q, p)]`` from ``latent`` at ``times[0]``, by leapfrog."""
-        q, p = latent.chunk(2, -1)
-        force, frames = -self.potential.gradient(q), [latent]
+        term, stepper = Separable(self.kinetic.gradient, self._force), Splitting("leapfrog")
+        t = latent.new_zeros(len(latent), dtype=torch.float64)
+        carry, frames = stepper.start(term, t, latent), [latent]
         for gap in (times.diff().double() * self.rate).tolist():
+            y, h = frames[-1], torch.full_like(t, gap / self.substeps)
             for _ in range(self.substeps):
-                q, p, force = integrate.kick_drift_kick(
-                    q, p, force, gap / self.substeps, self.kinetic.gradient, self._force, (1.0,)
-                )
-            frames.append(torch.cat([q, p], -1))
+                step = stepper.step(term, t, h, y, carry)
+                y, carry = step.y, step.carry
+            frames.append(y)
         return torch.stack(frames, 1)
 
     def _force(self, q: Tensor) -> Tensor:

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from worldsim import hookimpl
 from worldsim.protocols import Dynamics, Solver
-from worldsim_kernels.integrate import substeps
 from worldsim_kernels.solve import SDE, Constant, Save
 from worldsim_kernels.solve.brownian import Brownian
 from worldsim_kernels.solve.gradients import Reversible
+from worldsim_kernels.solve.grid import substeps
 from worldsim_kernels.solve.sde import SCHEMES, as_ito, as_stratonovich, diffusion
 from worldsim_kernels.solve.sde_solve import solve_sde
 

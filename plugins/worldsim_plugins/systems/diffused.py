@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from worldsim import Trajectory
-from worldsim_kernels.integrate import substeps
 from worldsim_kernels.solve import SDE, Constant
 from worldsim_kernels.solve.brownian import Brownian
+from worldsim_kernels.solve.grid import substeps
 from worldsim_kernels.solve.sde_solve import solve_sde
 from worldsim_plugins.systems import integrated
 
