@@ -94,7 +94,7 @@ def check_slopes(tolerances, found):
 
 @pytest.mark.parametrize(
     ("name", "tolerances"),
-    [("bosh3", (1e-3, 1e-4)), ("dopri5", (1e-3, 1e-5)), ("dopri8", (1e-5, 1e-8))],
+    [("bosh3", (1e-3,)), ("dopri5", (1e-3, 1e-5)), ("dopri8", (1e-4, 1e-6))],
 )
 def test_errors_are_those_of_scipy(name, tolerances):
     check_ratios(tolerances, errors(name, tolerances), worst=3.0)

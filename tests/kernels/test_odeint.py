@@ -40,10 +40,11 @@ def both(func, y0, t, **settings):
     return odeint(func, y0, t, **settings), torchdiffeq.odeint(func, y0, t, **settings)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize(
+    ("method", "backwards"), [*((method, False) for method in METHODS), ("dopri5", True), ("rk4", True)]
+)
 def test_states_and_gradients_are_those_of_torchdiffeq(method, backwards):
-    tolerance = {"adaptive_heun": 1e-5, "bosh3": 1e-7}.get(method, 1e-9)
+    tolerance = {"adaptive_heun": 1e-4, "bosh3": 1e-6}.get(method, 1e-9)
     found = []
     for solver in (odeint, torchdiffeq.odeint):
         func, y0 = Spiral(), starts().requires_grad_()
