@@ -18,7 +18,7 @@ from worldsim_kernels.solve.control import norm
 from worldsim_kernels.solve.explicit import ExplicitRungeKutta, weighted
 from worldsim_kernels.solve.jacobian import Linearised, linearised
 from worldsim_kernels.solve.rosenbrock import Rosenbrock
-from worldsim_kernels.solve.stepper import Properties, Step, Stepper
+from worldsim_kernels.solve.stepper import Properties, Step
 from worldsim_kernels.solve.terms import ODE, Hamiltonian, Separable, of_rows, wide
 
 EDGE = 3.15
@@ -94,7 +94,7 @@ class Switching:
         """See ``Stepper.interpolate``; by the polynomial of the method that took the step."""
         mild, *dense = step.dense
         groups = [mild[:, 0].nonzero()[:, 0], (~mild[:, 0]).nonzero()[:, 0]]
-        methods: tuple[Stepper, Stepper] = (self.explicit, self.implicit)
+        methods: tuple[Any, Any] = (self.explicit, self.implicit)
         parts = []
         for index, method, count in zip(groups, methods, (7, 8)):
             own = Step(step.y[index], dense=tuple(each[index] for each in dense[:count]))
