@@ -163,7 +163,10 @@ class Dynamics(Model, Protocol):
     """A model that is a vector field. One integrator serves ODE, SDE and Hamiltonian."""
 
     def drift(self, t: Tensor, x: Tensor, u: Tensor | None) -> Tensor:
-        """dx/dt at ``x`` ``[trajectory, *state]``; an optional ``diffusion(t, x, u)`` makes it an SDE."""
+        """dx/dt at ``x`` ``[trajectory, *state]``; an optional ``diffusion(t, x, u)`` makes it an SDE.
+
+        ``t`` has no axes, or is ``[trajectory]`` where a solver gives every trajectory its own steps.
+        """
 
 
 class Generator(Model, Protocol):
@@ -241,7 +244,8 @@ class HasDrift(Protocol):
     """A system that is an ordinary differential equation."""
 
     def drift(self, t: Tensor, x: Tensor, u: Tensor | None) -> Tensor:
-        """dx/dt at ``x`` ``[..., *state]``."""
+        """dx/dt at ``x`` ``[..., *state]``; ``t`` has no axes, or is ``[trajectory]`` beside ``x``
+        ``[trajectory, *state]``."""
 
 
 @runtime_checkable

@@ -25,6 +25,8 @@ def check_model(checks: Checks, build: Callable[..., Model], scaling: str, world
     world, model, truth = _built(build, scaling, worlds)
     _check_loss(checks, model, truth)
     _check_rollout(checks, model, world, truth)
+    if callable(getattr(model.inner, "drift", None)):
+        _check_drift(checks, model, truth)
     if isinstance(model.inner, HasNextToken):
         _check_next_token(checks, model.inner, truth)
 
@@ -82,6 +84,22 @@ def _check_rollout(checks: Checks, model: Wrapped, world: World, truth: Trajecto
     )
     again = model.rollout(context, times, actions, DRAWS, seeded(2))
     checks.that(same(guess.states, again.states), "the same rollout from the same generator, bit for bit")
+
+
+def _check_drift(checks: Checks, model: Wrapped, truth: Trajectory) -> None:
+    """That solvers which give every trajectory its own time may call it."""
+    seen = model.inward(truth)
+    x, u = seen.states[:, 0, 0], None if seen.actions is None else seen.actions[:, 0]
+    with torch.no_grad():
+        try:
+            one = model.inner.drift(truth.times[0], x, u)
+        except (ValueError, RuntimeError):
+            return  # a field over something else than the state
+        each = model.inner.drift(truth.times[0].expand(len(x)), x, u)
+    checks.that(
+        each.shape == x.shape and torch.allclose(each, one, rtol=NEAR, atol=NEAR),
+        "the same drift at a time t for each trajectory, [trajectory], as at one t without axes",
+    )
 
 
 def _check_next_token(checks: Checks, model: Any, truth: Trajectory) -> None:

@@ -91,6 +91,11 @@ def check_drift(checks: Checks, system: Any, truth: Trajectory) -> None:
     drift = system.drift(truth.times[0], x, u)
     checks.that(drift.shape == x.shape, f"a drift of shape {list(x.shape)}", list(drift.shape))
     checks.that(finite(drift), "a finite drift")
+    each = system.drift(truth.times[0].expand(len(x)), x, u)
+    checks.that(
+        each.shape == x.shape and torch.allclose(each, drift, rtol=EXACT),
+        "the same drift at a time t for each trajectory, [trajectory], as at one t without axes",
+    )
     if "derivative" in truth.observables:
         kept = truth.observables["derivative"][:, 0, 0]
         checks.that(torch.allclose(kept, drift, rtol=EXACT), "the observable derivative to be the drift")
