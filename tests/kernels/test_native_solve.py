@@ -179,7 +179,7 @@ def test_functions_are_the_right_ones_to_a_few_units_in_the_last_place(dtype):
         values += [y[:, 1].abs() ** y[:, 0], torch.maximum(y[:, 0], y[:, 1]), torch.minimum(y[:, 0], y[:, 1])]
         return torch.stack([y[:, 0], y[:, 1], *values], -1)[:, : y.shape[1]]
 
-    from worldsim_kernels.solve.native_solve import _evaluated
+    from worldsim_kernels.solve.native_solve import evaluated
     from worldsim_kernels.solve.printed import source
     from worldsim_kernels.solve.tableaus import TABLEAUS
 
@@ -193,7 +193,7 @@ def test_functions_are_the_right_ones_to_a_few_units_in_the_last_place(dtype):
     library = native.generated(
         "ode", source(program.program, TABLEAUS["euler"], False), ("-ffp-contract=off",)
     )
-    found = _evaluated(library, t, y, program.arguments, program.data).double()
+    found = evaluated(library, t, y, program.arguments, program.data).double()
     expected = field(t, y.double())
     unit = torch.finfo(dtype).eps * expected.abs().clamp(min=torch.finfo(dtype).tiny)
     in_range = expected.abs() < torch.finfo(dtype).max
@@ -201,7 +201,7 @@ def test_functions_are_the_right_ones_to_a_few_units_in_the_last_place(dtype):
     wrong |= expected.isnan() != found.isnan()
     assert not wrong.any(), wrong.nonzero()[:5]
     alone = torch.cat(
-        [_evaluated(library, t[:1], y[i : i + 1], program.arguments, program.data) for i in range(40)]
+        [evaluated(library, t[:1], y[i : i + 1], program.arguments, program.data) for i in range(40)]
     )
     assert torch.equal(alone.double().nan_to_num(7.0), found[:40].nan_to_num(7.0))
 

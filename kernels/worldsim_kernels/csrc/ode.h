@@ -3,7 +3,7 @@
      SINGLE              1 for states of floats, 0 of doubles
      STATE, ARGUMENTS    numbers of a state, and of a row's arguments
      STAGES, BETWEEN     slopes of a step, and with those for the interpolant alone
-     REUSE, PER_STEP     whether the last slope is the first of the next step; evaluations of a step
+     REUSE               whether the last slope is the first of the next step
      ADAPTIVE            whether there is an error estimate and step control
 
    includes this file, and then defines field, attempt, look_into and between, which are declared here.
@@ -120,7 +120,7 @@ typedef struct {
     double *t;
     real *y;
     int8_t *status;
-    int64_t *accepted, *rejected, *evaluations;
+    int64_t *accepted, *rejected;
     real *saved;   /* [row, times, STATE] */
     double *step_t; /* [row, capacity] */
     real *step_y;   /* [row, capacity, STATE] */
@@ -284,13 +284,12 @@ static void keep(const call_t *call, int64_t row, int64_t accepted, double t, co
 
 /* The row of lane i as it ended. */
 static void finish(const call_t *call, const lanes_t *l, int i, int status) {
-    int64_t row = l->row[i], attempts = l->accepted[i] + l->rejected[i];
+    int64_t row = l->row[i];
     call->t[row] = l->t[i];
     for (int j = 0; j < STATE; j++) call->y[row * STATE + j] = l->y[j][i];
     call->status[row] = (int8_t)status;
     call->accepted[row] = l->accepted[i];
     call->rejected[row] = l->rejected[i];
-    call->evaluations[row] = REUSE + (ADAPTIVE && call->estimate ? 2 : 0) + PER_STEP * attempts;
 }
 
 /* Puts the next row that has anything to solve into lane i. */

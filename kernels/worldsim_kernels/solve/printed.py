@@ -43,7 +43,6 @@ def source(program: Program, method: Tableau, adaptive: bool) -> str:
         "STAGES": stages,
         "BETWEEN": between,
         "REUSE": int(method.reuse),
-        "PER_STEP": stages - method.reuse,
         "ADAPTIVE": int(adaptive),
     }
     return "\n".join(
