@@ -23,7 +23,7 @@ from worldsim_kernels.solve.stepper import Step, Stepper, rows_of
 from worldsim_kernels.solve.terms import SDE, of_rows
 
 SAMPLES = 8
-BREATHLESS = 64
+BREATHLESS = 16
 """Stops of a row in a row, each within ``INSTANT`` of the solve's length after the other, that are too many:
 crossings accumulate (Zeno), and would do so until max_steps."""
 INSTANT = 2.0**-40
