@@ -70,8 +70,7 @@ def states(*shape):
     return torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(1))
 
 
-# Its potential is not below 0 everywhere.
-OPTIONS = {"adaptive_leapfrog": {"shift": 5000.0}, "tao": {"omega": 4.0}}
+OPTIONS = {"tao": {"omega": 4.0}}
 
 
 def all_solvers(step):

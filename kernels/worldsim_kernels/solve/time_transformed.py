@@ -17,7 +17,7 @@ step for separable Hamiltonian systems*.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,13 +30,14 @@ from worldsim_kernels.solve.terms import Separable, wide
 
 @dataclass(frozen=True)
 class Phase:
-    """A point of the extended phase space: ``q`` and ``p`` ``[row, *half]``, ``time`` ``[row]`` float64 and
-    ``binding``, B ``[row]``."""
+    """A point of the extended phase space: ``q`` and ``p`` ``[row, *half]``, ``time`` ``[row]`` float64,
+    ``binding``, B ``[row]``, and the ``shift`` ``[row]``, which stays."""
 
     q: Tensor
     p: Tensor
     time: Tensor
     binding: Tensor
+    shift: Tensor
 
 
 class TimeTransformedLeapfrog(CubicHermite):
@@ -48,7 +49,8 @@ class TimeTransformedLeapfrog(CubicHermite):
     error of the third power of an inner step, which does not add up. The orbit does not depend on the times
     that are saved; it is handed on from step to step (``carry``), and is part of the state.
 
-    shift      U = shift - V: a number above the energy of every orbit, where V is not below 0 everywhere
+    shift      U = shift - V: a number above the energy of every orbit; None for 0 where the energy is below
+               0, else twice the energy
     first      how long an inner step lasts where the orbit starts, about, in units of time: ds = first U(q);
                None for h of the first step of the solver
     max_inner  inner steps within one step, after which the row is given up (``settled`` False), as it is
@@ -64,7 +66,7 @@ class TimeTransformedLeapfrog(CubicHermite):
     def __init__(
         self,
         name: str = "adaptive_leapfrog",
-        shift: float = 0.0,
+        shift: float | None = None,
         first: float | None = None,
         max_inner: int = 10_000,
     ) -> None:
@@ -75,10 +77,11 @@ class TimeTransformedLeapfrog(CubicHermite):
         self.name, self.shift, self.first, self.max_inner = name, shift, first, max_inner
 
     def start(self, term: Separable, t: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        """The orbit's point, its t and ds ``[row, 2]`` (0 until the first step), and its B ``[row, 1]``."""
+        """The orbit's point, its t and ds ``[row, 2]`` (0 until the first step), and its B and shift
+        ``[row, 2]``."""
         at = self.phase(term, t, y)
-        ds = (self.first or 0.0) * self.depth(term, at.q).detach().to(t)
-        return y, torch.stack([t, ds], 1), at.binding.unsqueeze(1)
+        ds = (self.first or 0.0) * self.depth(term, at).detach().to(t)
+        return y, torch.stack([t, ds], 1), torch.stack([at.binding, at.shift], 1)
 
     def phase(self, term: Separable, t: Tensor, y: Tensor) -> Phase:
         """The point of the extended phase space where an orbit starts."""
@@ -86,14 +89,24 @@ class TimeTransformedLeapfrog(CubicHermite):
         if term.potential is None or term.kinetic is None:
             raise ValueError(f"{self.name} needs the potential and kinetic energy of the term: give both")
         q, p = y.chunk(2, -1)
-        binding = self.shift - term.potential(q, *term.args) - term.kinetic(p, *term.args)
-        return Phase(q, p, t, binding)
+        potential, kinetic = term.potential(q, *term.args), term.kinetic(p, *term.args)
+        shift = self.shifted(potential.detach(), kinetic.detach())
+        return Phase(q, p, t, shift - potential - kinetic, shift)
+
+    def shifted(self, potential: Tensor, kinetic: Tensor) -> Tensor:
+        """The shift ``[row]`` of orbits that start with these energies."""
+        if self.shift is not None:
+            return torch.full_like(potential, self.shift)
+        twice = 2 * (potential + kinetic)
+        # At rest where V = 0 any positive number will do: all steps are alike.
+        shift = torch.where(twice > potential, twice, 1.0)
+        return torch.where(twice < 0, 0.0, shift)
 
     def step(self, term: Separable, t: Tensor, h: Tensor, y: Tensor, carry: tuple[Tensor, ...]) -> Step:
         """See ``Stepper.step``."""
         (q, p), (time, ds) = carry[0].chunk(2, -1), carry[1].unbind(1)
-        at = Phase(q, p, time, carry[2].squeeze(1))
-        ds = torch.where(ds > 0, ds, h.abs() * self.depth(term, q).detach().double())
+        at = Phase(q, p, time, *carry[2].unbind(1))
+        ds = torch.where(ds > 0, ds, h.abs() * self.depth(term, at).detach().double())
         way, end, going = h.sign(), t + h, h != 0
         evaluations = going.long()
         for _ in range(self.max_inner):
@@ -111,7 +124,7 @@ class TimeTransformedLeapfrog(CubicHermite):
         orbit, clock = torch.cat([at.q, at.p], -1), torch.stack([at.time, ds], 1)
         return Step(
             torch.cat([q, p], -1),
-            carry=(orbit, clock, at.binding.unsqueeze(1)),
+            carry=(orbit, clock, carry[2]),
             settled=settled,
             evaluations=evaluations + 1,
         )
@@ -120,18 +133,18 @@ class TimeTransformedLeapfrog(CubicHermite):
         """One step of ``ds`` ``[row]`` in s; its time is NaN where U or T + B is not positive."""
         first = self.lasts(term, ds / 2, at.p, at.binding)
         q = at.q + wide(first, at.q) * term.velocity(at.p, *term.args)
-        depth = self.depth(term, q)
+        depth = self.depth(term, replace(at, q=q))
         p = at.p + wide(ds, q) * (term.force(q, *term.args) / wide(depth, q))
         second = self.lasts(term, ds / 2, p, at.binding)
         q = q + wide(second, q) * term.velocity(p, *term.args)
         forward = (depth > 0) & (first * second >= 0) & (first * ds >= 0)
         time = at.time + (first.double() + second.double())
-        return Phase(q, p, torch.where(forward, time, float("nan")), at.binding)
+        return replace(at, q=q, p=p, time=torch.where(forward, time, float("nan")))
 
-    def depth(self, term: Separable, q: Tensor) -> Tensor:
+    def depth(self, term: Separable, at: Phase) -> Tensor:
         """U ``[row]``."""
         assert term.potential is not None
-        return self.shift - term.potential(q, *term.args)
+        return at.shift - term.potential(at.q, *term.args)
 
     def lasts(self, term: Separable, ds: Tensor, p: Tensor, binding: Tensor) -> Tensor:
         """How long a drift of ``ds`` with the momenta ``p`` lasts ``[row]``."""

@@ -52,7 +52,9 @@ class FixedStep:
     def __init__(self, stepper: Stepper, step: float | None) -> None:
         self.stepper, self.step = stepper, step
         self.name = stepper.name
-        self.order, self.symplectic = stepper.properties.order, stepper.properties.symplectic
+        self.order = stepper.properties.order
+        # One that carries more than (q, p) is symplectic in the space of both, not in (q, p).
+        self.symplectic = stepper.properties.symplectic and not getattr(stepper, "remembers", False)
 
     def solve(
         self,
@@ -235,9 +237,12 @@ def adaptive_leapfrog(
         ),
     ] = None,
     shift: Annotated[
-        float,
-        Field(description="an energy above that of every trajectory, where the potential is not below 0"),
-    ] = 0.0,
+        float | None,
+        Field(
+            description="steps are in proportion to 1 / (shift - V): an energy above that of every "
+            "trajectory; null for 0 where its energy is below 0, else twice its energy"
+        ),
+    ] = None,
 ) -> Solver:
     """Time-transformed leapfrog (Mikkola and Tanikawa 1999, Preto and Tremaine 1999): order 2, steps that
     shorten near a centre, symplectic in the space that has time as a variable; needs a separable Hamiltonian
