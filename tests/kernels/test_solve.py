@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from worldsim_kernels import native
 from worldsim_kernels.solve import ODE, PID, Constant, Save, SolveFailed, Status, solve
 from worldsim_kernels.solve.control import LEVELS, level, norm, power
 from worldsim_kernels.solve.sums import root
@@ -258,3 +259,12 @@ def test_roots_are_correctly_rounded():
     assert torch.equal(
         root(edges), torch.tensor([0.0, 2.0, math.sqrt(1e-300), math.sqrt(1e300), math.inf], dtype=F64)
     )
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_a_slope_whose_norm_overflows_ends_at_once(backend):
+    if backend == "native" and native.compiler() is None:
+        pytest.skip("NOT RUN: no C compiler")
+    found = solve(ODE(lambda t, y: y * y), torch.full((2, 1), 1e100, dtype=F64), 0.0, 1.0, backend=backend)
+    assert found.failed.all()
+    assert (found.stats.rejected + found.stats.accepted < 1000).all()

@@ -213,7 +213,8 @@ INLINE f64v first_step(const call_t *call, const lanes_t *l) {
     i64v flat = ~(steepest > 1e-15) | (steepest == INFINITY);
     f64v root = power(call, level(call, 0.01 / choose_f64(flat, splat_f64(1), steepest)) / call->error_order);
     f64v h1 = choose_f64(flat, max_f64(splat_f64(1e-6), h0 * 1e-3), root);
-    return min_f64(100 * h0, h1);
+    /* An infinite slope makes h0 zero, and a step of zero would never fail. */
+    return choose_f64(h0 > 0, min_f64(100 * h0, h1), h1);
 }
 #endif
 

@@ -165,7 +165,8 @@ class Loop:
         flat = ~(steepest > 1e-15) | steepest.isinf()
         root = power(level(0.01 / torch.where(flat, 1.0, steepest)) / self._error_order())
         h1 = torch.where(flat, torch.fmax(torch.full_like(h0, 1e-6), h0 * 1e-3), root)
-        return torch.fmin(100 * h0, h1)
+        # An infinite slope makes h0 zero, and a step of zero would never fail.
+        return torch.where(h0 > 0, torch.fmin(100 * h0, h1), h1)
 
     # One attempt of every row.
 

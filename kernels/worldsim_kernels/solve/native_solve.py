@@ -1,7 +1,7 @@
 """``solve(..., backend="native")``: the field as C, printed into a loop that keeps a row in each vector lane.
 
-For fields of + - * / and square roots the bits are those of ``backend="torch"``, whatever the number of
-threads. Other functions are the C library's, within 4 units in the last place. Gradients come from the steps
+For fields of + - * / the bits are those of ``backend="torch"``, whatever the number of threads. Square roots are
+correctly rounded, which those of ``torch.sqrt`` are not always. Other functions are the C library's, within 4 units in the last place. Gradients come from the steps
 that are kept, as for every backend.
 """
 

@@ -141,7 +141,7 @@ class _Kernel(Text):
                     f"slow = tl.where(slow > {self.double(1e-6)}, slow, {self.double(1e-6)})",
                     "h1 = tl.where(steep, h1, slow)",
                     f"size = {self.double(100)} * h0",
-                    "size = tl.where(h1 < size, h1, size)",
+                    "size = tl.where((h1 < size) | (size <= 0), h1, size)",
                 ]
             ),
             "size = tl.where(whole < size, whole, size)",
