@@ -1,8 +1,8 @@
 """``solve(..., backend="native")``: the field as C, printed into a loop that keeps a row in each vector lane.
 
-For fields of + - * / the bits are those of ``backend="torch"``, whatever the number of threads. Square roots are
-correctly rounded, which those of ``torch.sqrt`` are not always. Other functions are the C library's, within 4 units in the last place. Gradients come from the steps
-that are kept, as for every backend.
+For fields of + - * / the bits are those of ``backend="torch"``, whatever the number of threads. Square roots
+are correctly rounded, which those of ``torch.sqrt`` are not always. Other functions are the C library's,
+within 4 units in the last place. Gradients come from the steps that are kept, as for every backend.
 """
 
 from __future__ import annotations

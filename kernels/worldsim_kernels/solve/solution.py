@@ -29,8 +29,8 @@ ADVICE = {
     Status.NOT_FINITE: "the field is not finite at its state: check its start and its parameters",
     Status.NOT_SETTLED: "the equations of an implicit step could not be solved: take a smaller step, or see "
     "whether the field is smooth there",
-    Status.ZENO: "an event crossed more often than its limit, or again and again without time to pass, as of a "
-    "ball that comes to rest: make rest a terminal event, raise the limit, or solve to an earlier t1",
+    Status.ZENO: "an event crossed more often than its limit, or again and again without time to pass, as "
+    "of a ball that comes to rest: make rest a terminal event, raise the limit, or solve to an earlier t1",
 }
 
 

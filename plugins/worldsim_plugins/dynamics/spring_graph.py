@@ -3,8 +3,8 @@
     H = sum_i a_i |p_i - p_0|^2 / 2 + sum_{i<j} c_i c_j v_theta(|q_i - q_j|)
 
 The force of body j on body i is the opposite of that of i on j (Newton's third law), so total momentum stays;
-it lies along q_i - q_j, so angular momentum stays (where momenta lie along velocities); it is the gradient of a
-potential, so energy stays too, up to the solver's error. What is learned is v, the inertias 1 / a_i and the
+it lies along q_i - q_j, so angular momentum stays (where momenta lie along velocities); it is the gradient of
+a potential, so energy stays too, up to the solver's error. What is learned is v, the inertias 1 / a_i and the
 charges c_i. Interaction networks (Battaglia et al. 2016) leave the third law to be learned.
 """
 
