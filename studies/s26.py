@@ -26,7 +26,7 @@ def simulated(system, n, times, generator):
 def error(system, train, test, seed, steps, **settings):
     with forked(seed):
         model = Wrapped(lambda truth: PINODE(system, truth, law="starts", **settings), "none", train)
-    fit(model, train, None, FitSettings(steps=steps, batch=2, learning_rate=2e-3, schedule="cosine"), seed)
+    fit(model, train, None, FitSettings(steps=steps, batch=2, learning_rate=1e-2, schedule="cosine"), seed)
     guess = model.rollout(test.span(0, 1), test.times, None, 1, torch.Generator().manual_seed(seed))
     return float((guess.states - test.states).square().mean().sqrt())
 

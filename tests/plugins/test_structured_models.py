@@ -144,7 +144,7 @@ MODELS = {
     "port": lambda t, s, **k: PortHamiltonian(t, **k),
     "mechanical": lambda t, s, **k: PortHamiltonian(t, form="mechanical", angles=[0], **k),
     "learned structure": lambda t, s, **k: PortHamiltonian(t, structure="learned", **k),
-    "metriplectic": lambda t, s, **k: Metriplectic(t, **k),
+    "metriplectic": lambda t, s, **k: Metriplectic(s, t, **k),
 }
 
 
@@ -472,7 +472,7 @@ def test_ports_that_do_not_fit_are_refused():
 @pytest.mark.parametrize("rank", [None, 1, 6])
 def test_both_laws_hold_for_any_weights(rank):
     data = simulated(GasContainers(), n=20)
-    model = perturbed(Metriplectic(data, width=16, rank=rank))
+    model = perturbed(Metriplectic(GasContainers(), data, width=16, rank=rank))
     x = noise(500, 4)
     drift = model.drift(ZERO, x, None).detach()
     leaf = x.clone().requires_grad_()
@@ -483,12 +483,32 @@ def test_both_laws_hold_for_any_weights(rank):
     made = (by_entropy * drift).sum(-1) / scale
     assert made.min() > -1e-13
     assert made.max() > 1e-2
-    torch.testing.assert_close(by_energy, model.internal.gradient(x), rtol=1e-10, atol=1e-12)
+    inner = model.internal.gradient(model.scaled(x)) / model.scale
+    torch.testing.assert_close(by_energy, inner, rtol=1e-6, atol=1e-8)
+
+
+def test_a_known_energy_and_entropy_obey_both_laws_for_any_weights():
+    system = GasContainers()
+    data = simulated(system, n=20)
+    x = data.states[:, 0, 5]
+    for known in (["energy"], ["entropy"], ["energy", "entropy"]):
+        model = perturbed(Metriplectic(system, data, known=known, width=16))
+        drift = model.drift(ZERO, x, None).detach()
+        leaf = x.clone().requires_grad_()
+        by_energy = torch.autograd.grad(system.energy(leaf).sum(), leaf)[0]
+        made = drift[:, 2] + drift[:, 3]
+        size = drift.abs().max()
+        if "energy" in known:
+            assert (by_energy * drift).sum(-1).abs().max() < 1e-12 * size
+        if "entropy" in known:
+            assert made.min() > -1e-12 * size
+            assert made.max() > 1e-3 * size
+        model.loss(data).backward()
 
 
 def test_a_metriplectic_rollout_keeps_its_energy_to_the_solvers_order():
     data = simulated(GasContainers())
-    model = Metriplectic(data, width=16).double()
+    model = Metriplectic(GasContainers(), data, width=16).double()
     drifts = []
     for count in (21, 41):
         times = torch.linspace(0, 4, count, dtype=F64)
@@ -504,7 +524,9 @@ def test_a_metriplectic_rollout_keeps_its_energy_to_the_solvers_order():
 
 def test_what_is_not_closed_is_refused():
     with pytest.raises(ValueError, match="use port_hamiltonian"):
-        Metriplectic(simulated(DrivenPendulum()))
+        Metriplectic(DrivenPendulum(), simulated(DrivenPendulum()))
     with pytest.raises(ValueError, match="one axis and two components"):
-        Metriplectic(Trajectory(states=noise(3, 1, 4, 1), times=torch.arange(4.0, dtype=F64)))
+        Metriplectic(GasContainers(), Trajectory(noise(3, 1, 4, 1), torch.arange(4.0, dtype=F64)))
+    with pytest.raises(ValueError, match="observes no 'entropy', but energy"):
+        Metriplectic(Pendulum(), simulated(Pendulum()), known=["entropy"])
     assert isinstance(GasContainers(), HasEnergy)

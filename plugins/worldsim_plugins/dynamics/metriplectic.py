@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from worldsim import Trajectory, hookimpl
-from worldsim.protocols import Dynamics, Solver
+from worldsim.protocols import Dynamics, HasObservables, Solver, System
 from worldsim_plugins.dynamics import vector_field
 from worldsim_plugins.dynamics.vector_field import Activation, Depth, Loss, Perceptron, Width
 from worldsim_plugins.solvers import symplectic
@@ -33,25 +33,53 @@ Rank = Annotated[
 
 
 class Potential(nn.Module):
-    """A learned function of ``[..., size]``: a linear and a quadratic form, plus a perceptron.
+    """A learned function of ``[..., size]``: a linear form of unit gradient, plus a perceptron.
 
-    Both L and M have the square of a gradient as a factor: the linear form, of unit gradient, keeps it from
-    being small at the start, and the quadratic one lets it vary from there on.
+    The linear form keeps the gradient from being small at the start, where both L and M have its square as a
+    factor.
     """
 
     def __init__(self, size: int, width: int, depth: int, activation: str) -> None:
         super().__init__()
         self.linear = nn.Parameter(nn.functional.normalize(torch.randn(size), dim=0))
-        self.quadratic = nn.Parameter(torch.randn(size, size) / math.sqrt(4 * size))
         self.network = Perceptron(size, 1, width, depth, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[...]``."""
-        return (self.linear * x + x * (x @ self.quadratic) / 2).sum(-1) + self.network(x).squeeze(-1)
+        return (self.linear * x).sum(-1) + self.network(x).squeeze(-1)
 
     def gradient(self, x: Tensor) -> Tensor:
         """As ``x``."""
-        return self.linear + x @ (self.quadratic + self.quadratic.T) / 2 + self.network.gradient(x)
+        return self.linear + self.network.gradient(x)
+
+
+class KnownPotential:
+    """An observable of the true system as a function of scaled states ``[..., size]``, divided by the root
+    mean square of its gradient over ``seen`` ``[n, size]``."""
+
+    def __init__(self, system: System, name: str, shift: Tensor, scale: Tensor, seen: Tensor) -> None:
+        if not isinstance(system, HasObservables):
+            raise ValueError(f"{type(system).__name__} has no observables: known must be empty")
+        self.observe, self.name, self.shift, self.scale, self.unit = system.observe, name, shift, scale, 1.0
+        offered = system.observe(seen * scale + shift)
+        if name not in offered:
+            raise ValueError(
+                f"{type(system).__name__} observes no {name!r}, but {', '.join(sorted(offered))}"
+            )
+        self.unit = float(self.gradient(seen).square().sum(-1).mean().sqrt())
+        if not 0 < self.unit < math.inf:
+            raise ValueError(
+                f"the gradient of the known {name} is zero or not finite over the training states"
+            )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[...]``."""
+        return self.observe(x * self.scale.to(x) + self.shift.to(x))[self.name] / self.unit
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """As ``x``."""
+        slope: Tensor = torch.func.grad(lambda x: self(x).sum())(x)
+        return slope
 
 
 class Orthogonal(nn.Module):
@@ -67,20 +95,28 @@ class Orthogonal(nn.Module):
 
 
 class Metriplectic(vector_field.LearnedField):
-    """Learned E, S, B and C, the latter two functions of the state; for states of one axis that nothing
-    drives.
+    """Learned B and C, functions of the state, and E and S, each learned or known; for states of one axis
+    that nothing drives.
 
     dE/dt and the sign of dS/dt are exact for the field, up to rounding; a rollout adds the error of the
-    solver; the default is ``rk4``, one step between saved times. Which conserved quantity E is, and in which
-    unit, data do not tell.
+    solver; the default is ``rk4``, one step between saved times. Which conserved quantity a learned E is, and
+    in which unit, data do not tell. The model sees states in physical units (scaling "none"), because a known
+    E is a function of these, and standardises them itself by the states it is built from.
     """
 
-    scaling = "component"
+    scaling = "none"
+    shift: Tensor
+    scale: Tensor
 
     def __init__(
         self,
+        system: System,
         truth: Trajectory,
         *,
+        known: Annotated[
+            list[Literal["energy", "entropy"]] | None,
+            Field(description="which of E and S are the system's own observables; null: both are learned"),
+        ] = None,
         width: Width = 32,
         depth: Depth = 2,
         activation: Activation = "tanh",
@@ -100,34 +136,52 @@ class Metriplectic(vector_field.LearnedField):
             )
         self.objective = loss
         self.solver = symplectic.rk4() if solver is None else solver
-        self.register_buffer("rate", vector_field.typical_rates(truth).square().mean().sqrt())
         size = truth.state_shape[0]
+        seen = vector_field.frames(truth.states, truth).double()
+        deviation = seen.std(0, correction=0)
+        scale = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+        self.register_buffer("shift", seen.mean(0).float())
+        self.register_buffer("scale", scale.float())
+        self.register_buffer("rate", (vector_field.typical_rates(truth) / self.scale).square().mean().sqrt())
         self.rank = size if rank is None else rank
         network = (width, depth, activation)
-        self.internal, self.disorder = Potential(size, *network), Potential(size, *network)
+        place = (self.shift.double(), self.scale.double(), self.scaled(seen))
+        self.internal, self.disorder = (
+            KnownPotential(system, name, *place) if name in (known or []) else Potential(size, *network)
+            for name in ("energy", "entropy")
+        )
         self.across_entropy, self.across_energy = Orthogonal(self.rank, size), Orthogonal(self.rank, size)
         self.exchange = Perceptron(size, self.rank**2, *network)
         self.friction = Perceptron(size, self.rank**2, *network)
 
+    @property
+    def unit(self) -> Tensor:
+        """What an error of 1 is, ``[size]``."""
+        return self.scale
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return (x - self.shift) / self.scale
+
     def energy(self, states: Tensor) -> Tensor:
-        """The learned E, ``[...]`` for standardised ``[..., size]``; any constant and any unit."""
-        return self.internal(states)
+        """E of the model, ``[...]`` for ``[..., size]``; a learned one up to a constant, in any unit."""
+        return self.internal(self.scaled(states))
 
     def entropy(self, states: Tensor) -> Tensor:
-        """The learned S, ``[...]`` for standardised ``[..., size]``; any constant and any unit."""
-        return self.disorder(states)
+        """S of the model, ``[...]`` for ``[..., size]``; a learned one up to a constant, in any unit."""
+        return self.disorder(self.scaled(states))
 
     def drift(self, t: Tensor, x: Tensor, u: Tensor | None) -> Tensor:
         """dx/dt, as ``x`` ``[..., size]``; ValueError for an action."""
         if u is not None:
             raise ValueError("metriplectic dynamics know no actions: leave them out, or use port_hamiltonian")
+        x = self.scaled(x)
         by_energy, by_entropy = self.internal.gradient(x), self.disorder.gradient(x)
         q_s, q_e = self.across_entropy(by_entropy), self.across_energy(by_energy)
         b = self.exchange(x).unflatten(-1, (self.rank, self.rank))
         c = self.friction(x).unflatten(-1, (self.rank, self.rank))
         reversible = applied(q_s.mT, applied(b - b.mT, applied(q_s, by_energy)))
         irreversible = applied(q_e.mT, applied(c, applied(c.mT, applied(q_e, by_entropy))))
-        return self.rate * (reversible + irreversible)
+        return self.rate * self.scale * (reversible + irreversible)
 
 
 def applied(matrix: Tensor, vector: Tensor) -> Tensor:
