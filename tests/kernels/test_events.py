@@ -156,7 +156,7 @@ def test_gradcheck_through_events_of_every_kind(way):
             events=[wall, noted],
             gradient=way,
         )
-        assert found.events.count.tolist() == [4, 2]
+        assert found.events.count.tolist() == [3, 1]
         seen = found.events.which >= 0
         return found.y, found.events.t[seen], found.events.y[seen]
 
@@ -236,6 +236,26 @@ def test_two_walls_at_one_corner_both_turn_the_ball():
     assert found.events.count.tolist() == [2, 1]
     wanted = torch.tensor([[0.7, 0.7, -1.0, -1.0], [0.7, 0.9, -1.0, 0.5]], dtype=D)
     torch.testing.assert_close(found.y, wanted, rtol=0, atol=1e-14)
+
+
+def test_what_a_reset_carries_through_zero_does_not_fire():
+    """The speed jumps from below zero to above at the floor, and crosses zero at the top alone."""
+    h, g, e = balls(1)
+    top = Event(lambda t, y, g, e: y[:, 1], terminal=False)
+    found = solve(
+        ODE(falling, (g, e)),
+        dropped(h),
+        0.0,
+        1.4,
+        stepper="rk4",
+        controller=Constant(0.5),
+        events=[Event(height, reset=bounce), top],
+    )
+    first = (2 * h / g).sqrt()
+    assert found.events.which.tolist() == [[0, 1, 0]]
+    torch.testing.assert_close(
+        found.events.t, torch.stack([first, first * 1.8, first * 2.6], 1), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_a_ball_that_comes_to_rest_ends_with_advice():

@@ -40,8 +40,8 @@ class Event:
     reset      ``t [row], y [row, *state], *args -> y'``: the row goes on from y', in steps that begin anew
     limit      more crossings than this end a row with status ZENO; None for no limit
 
-    A reset that carries the function of another event through zero fires that one at once. Crossings of two
-    events at one time fire in the order of the events.
+    A function that a reset carries through zero does not fire: its new sign is held. Crossings of two events
+    at one time fire in the order of the events.
     Raises ValueError for another direction, a limit below 1, or a terminal event with a reset.
     """
 

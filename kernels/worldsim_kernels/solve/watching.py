@@ -54,13 +54,12 @@ class Watch:
         after = y.clone()
         for number, event in enumerate(self.events):
             own = (which == number).nonzero()[:, 0]
-            if event.reset is None or not len(own):
-                continue
-            part = of_rows(term, own)
-            after[own] = event.after(t[own], y[own], part)
-            sign, _ = signs((event,), t[own], after[own], part)
-            kept = self.held[index[own], number]
-            self.held[index[own], number] = torch.where(sign[:, 0] == 0, kept, sign[:, 0])
+            if event.reset is not None and len(own):
+                after[own] = event.after(t[own], y[own], of_rows(term, own))
+        # A sign that the jump itself changes is held without a crossing. One that had changed before, within
+        # the tolerance by which states at an event are known, has still to fire.
+        before, (now, _) = signs(self.events, t, y, term)[0], signs(self.events, t, after, term)
+        self.held[index] = torch.where((now != 0) & (now != before), now, self.held[index])
         return after
 
     def log(self) -> EventLog:
