@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class ContinuousAdjoint:
     rtol: float = 1e-6
     atol: float = 1e-6
     stepper: str | Stepper = "dopri5"
+    needs_steps: ClassVar[bool] = False
 
     def check(self, problem: Problem) -> None:
         """Raises ValueError for a problem with events."""

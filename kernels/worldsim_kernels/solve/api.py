@@ -117,7 +117,7 @@ def solve(
     way = gradients.wanted(problem, gradient)
     if way is None:
         return _run(problem, backend)
-    solution = gradients.attach(problem, _run(gradients.without_graph(problem), backend), way)
+    solution = gradients.attach(problem, _run(gradients.without_graph(problem, way), backend), way)
     return solution if problem.keep_steps else replace(solution, steps=None)
 
 
@@ -198,7 +198,7 @@ def checked(
         compact=compact,
         keep_steps=keep.steps,
         keep_dense=keep.dense,
-        events=checked_events(events, term),
+        events=checked_events(events),
         max_steps=max_steps,
     )
 

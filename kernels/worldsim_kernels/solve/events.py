@@ -20,7 +20,7 @@ from torch import Tensor
 
 from worldsim_kernels.solve.itp import last_positive
 from worldsim_kernels.solve.stepper import Step, Stepper, rows_of
-from worldsim_kernels.solve.terms import SDE, of_rows
+from worldsim_kernels.solve.terms import of_rows
 
 SAMPLES = 8
 BREATHLESS = 16
@@ -85,13 +85,11 @@ class Event:
         return changed
 
 
-def checked_events(events: Sequence[Any], term: Any) -> tuple[Event, ...]:
-    """``events``. Raises TypeError for something else, ValueError where noise leaves no path to look at."""
+def checked_events(events: Sequence[Any]) -> tuple[Event, ...]:
+    """``events``. Raises TypeError for something else."""
     for each in events:
         if not isinstance(each, Event):
             raise TypeError(f"events must be a sequence of Event, it holds {type(each).__name__}")
-    if events and isinstance(term, SDE):
-        raise ValueError("events need a path between the steps, and a path with noise has none: drop them")
     return tuple(events)
 
 

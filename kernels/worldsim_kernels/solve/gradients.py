@@ -11,27 +11,30 @@ A row that failed is cut out: its numbers are constants, and its neighbours' gra
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from worldsim_kernels.solve.api import Problem
+from worldsim_kernels.solve.api import Problem, Save, solve
 from worldsim_kernels.solve.control import Constant
 from worldsim_kernels.solve.frozen import Frozen, Moving
 from worldsim_kernels.solve.parameters import parameters_of
 from worldsim_kernels.solve.pullback import Stored, Undone, pulled_back
-from worldsim_kernels.solve.solution import Solution
+from worldsim_kernels.solve.solution import Solution, Steps
+from worldsim_kernels.solve.terms import ODE
 
 
 class Gradient(Protocol):
-    """A way to differentiate."""
+    """A way to differentiate. ``needs_steps`` says whether the search must keep the states of its steps."""
+
+    needs_steps: ClassVar[bool]
 
     def check(self, problem: Problem) -> None:
         """Raises ValueError when it cannot serve ``problem``."""
 
     def attach(self, problem: Problem, solution: Solution, parameters: list[Tensor]) -> Solution:
-        """``solution``, which has its steps, with a graph."""
+        """``solution``, which has its steps if they are needed, with a graph."""
 
 
 def wanted(problem: Problem, gradient: Gradient | None) -> Gradient | None:
@@ -56,11 +59,29 @@ def wanted(problem: Problem, gradient: Gradient | None) -> Gradient | None:
 
 
 def attach(problem: Problem, solution: Solution, gradient: Gradient) -> Solution:
-    """``solution``, found without a graph and with its steps, made differentiable."""
+    """``solution``, found for ``without_graph(problem, gradient)``, made differentiable."""
     return gradient.attach(problem, solution, _parameters(problem))
 
 
-def without_graph(problem: Problem) -> Problem:
+def timetable(problem: Problem) -> Steps:
+    """The steps of constant length of a state that does not move: the times are those of any other."""
+    start = torch.zeros(len(problem.y0), 1, dtype=torch.float64, device=problem.y0.device)
+    times = None if problem.times is None else problem.times.detach()
+    found = solve(
+        ODE(lambda t, y: y),
+        start,
+        problem.t0.detach(),
+        problem.t1.detach(),
+        stepper="euler",
+        controller=problem.controller,
+        save=Save(times=times, steps=True),
+        max_steps=problem.max_steps,
+    )
+    assert found.steps is not None
+    return found.steps
+
+
+def without_graph(problem: Problem, gradient: Gradient) -> Problem:
     """The problem of the search for steps, which the gradient needs: a view of a tensor that requires a
     gradient, made where none is recorded, is no input of a function's graph."""
     term = problem.term
@@ -72,7 +93,7 @@ def without_graph(problem: Problem) -> Problem:
         t0=problem.t0.detach(),
         t1=problem.t1.detach(),
         times=None if problem.times is None else problem.times.detach(),
-        keep_steps=True,
+        keep_steps=problem.keep_steps or gradient.needs_steps,
     )
 
 
@@ -86,6 +107,8 @@ class ThroughSteps:
 
     With events, derivatives up to the second are exact.
     """
+
+    needs_steps: ClassVar[bool] = True
 
     def check(self, problem: Problem) -> None:
         """It serves every problem."""
@@ -114,6 +137,7 @@ class Replay:
     """
 
     every: int = 1
+    needs_steps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -135,6 +159,8 @@ class Reversible:
     """Keeps the end alone; backwards, the states are found by steps of -h. Exact to rounding, which a chaotic
     flow enlarges as it goes. For reversible steppers and steps of constant length, without events."""
 
+    needs_steps: ClassVar[bool] = False
+
     def check(self, problem: Problem) -> None:
         """Raises ValueError for a method, a controller or events that a step of -h does not undo."""
         method = problem.stepper
@@ -147,8 +173,9 @@ class Reversible:
 
     def attach(self, problem: Problem, solution: Solution, parameters: list[Tensor]) -> Solution:
         """See ``Gradient.attach``."""
-        frozen = Frozen(problem, solution)
-        return pulled_back(frozen, solution, Undone(frozen, solution.y[frozen.order]), parameters)
+        frozen = Frozen(problem, replace(solution, steps=timetable(problem)))
+        end = Undone(frozen, solution.y[frozen.order])
+        return pulled_back(frozen, solution, end, parameters)
 
 
 class Results:
