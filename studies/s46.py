@@ -52,14 +52,14 @@ def residual(step, torque, start):
     return ((energy(state) - energy(start) - work).abs() / total).mean().item()
 
 
-def run(seed):
+def run(seed, horizon=HORIZON):
     draws = torch.Generator().manual_seed(seed)
     q = torch.tensor([0.7, 0.0, 0.0, -0.7, 0.0, 0.0], dtype=torch.float64)
     start = torch.cat([q, 0.3 * torch.randn(6, dtype=torch.float64, generator=draws)])[None]
     whole = Separable(lambda p: p, spring)
     explicit, lost = spread(ODE(whole), "euler", start)
     implicit, kept = spread(whole, "symplectic_euler", start)
-    torque = torch.randn(RUNS, round(HORIZON / HELD), dtype=torch.float64, generator=draws)
+    torque = torch.randn(RUNS, round(horizon / HELD), dtype=torch.float64, generator=draws)
     pendulum = torch.randn(RUNS, 2, dtype=torch.float64, generator=draws)
     found = [residual(step, torque, pendulum) for step in (0.02, 0.01, 0.005)]
     return {

@@ -21,6 +21,8 @@ QUICK = {
     **{f"s{n:02}": {} for n in (1, 2, 6, 7, 8, 10, 12, 14, 24, 32, 34, 42, 43, 44)},
     "s03": {"tokens": 2**16},  # the stream of a million tokens is for the studies
     "s33": {"steps": 200},  # dropless and dropped need no training, only the balance does
+    "s45": {},
+    "s46": {"horizon": 2.0},  # the order shows early
     "s50": {"steps": 1000},  # the envelopes of a hundred thousand steps are for the studies
     "s51": {"steps": 500},  # a projection costs a millisecond; the bound is the same
 }

@@ -391,7 +391,7 @@ class Loop:
 
     @staticmethod
     def _finite(value: Tensor) -> Tensor:
-        return value.isfinite().flatten(1).all(1)
+        return value.isfinite().reshape(len(value), -1).all(1)
 
 
 def placed(step: Step, index: Tensor, part: Step) -> Step:
