@@ -6,6 +6,7 @@ it, it takes steps of length zero at its last good state, so that nothing it doe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -391,7 +392,7 @@ class Loop:
 
     @staticmethod
     def _finite(value: Tensor) -> Tensor:
-        return value.isfinite().reshape(len(value), -1).all(1)
+        return value.isfinite().reshape(len(value), math.prod(value.shape[1:])).all(1)
 
 
 def placed(step: Step, index: Tensor, part: Step) -> Step:
