@@ -72,8 +72,9 @@ def lagrange(at: float, nodes: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(weights)
 
 
-SETTLED, PART = 64.0, 0.01
-"""An error that ends Newton's iteration: in rounding units of the state, and as a part of the tolerance."""
+SETTLED, PART, SMALL = 64.0, 0.01, 1e-6
+"""An error that ends Newton's iteration: in rounding units of the component, and as a part of the tolerance;
+and a part of the largest component below which a component is not looked at by itself."""
 
 GUESS = tuple(
     tuple(dict(zip(near, lagrange(node, tuple(NODES[j] for j in near)))).get(j, 0.0) for j in range(i))
@@ -106,10 +107,12 @@ class Kvaerno5:
         identity = torch.eye(flat.shape[1], dtype=y.dtype, device=y.device)
         factors = factorise((identity - (GAMMA * width).unsqueeze(2) * at.by_state).detach())
         stages = [width * at.slope.flatten(1)]
-        size = torch.maximum(flat.detach().abs(), stages[0].detach().abs()).amax(1)
+        sizes = torch.maximum(flat.detach().abs(), stages[0].detach().abs())
+        size = sizes.amax(1)
         size = torch.where(size > 0, size, torch.ones_like(size))
-        rounding = SETTLED * torch.finfo(y.dtype).eps * size[:, None]
-        scale = torch.maximum(PART * (self.atol + self.rtol * flat.detach().abs()), rounding)
+        unit = SETTLED * torch.finfo(y.dtype).eps
+        scale = unit * torch.maximum(sizes, SMALL * size[:, None])
+        scale = torch.maximum(scale, PART * (self.atol + self.rtol * flat.detach().abs()))
         settled, evaluations = ~factors.singular, torch.full_like(h, at.evaluations, dtype=torch.int64)
         for i in range(1, len(A)):
             stage = Stage(term, t + NODES[i] * h, width, flat + weighted(A[i], stages), y.shape[1:], GAMMA)

@@ -76,7 +76,7 @@ def shampine_reichelt() -> RosenbrockTableau:
         nodes=(0.0, 0.5, 1.0),
         by_time=(g, 0.0, -g),
         m=k2,
-        error=tuple((x - 2 * y + z) / 6 for x, y, z in zip(k1, k2, k3)),
+        error=tuple((2 * y - x - z) / 6 for x, y, z in zip(k1, k2, k3)),
         dense=(tuple((x - y) / (1 - 2 * g) for x, y in zip(k1, k2)),),
     )
 
