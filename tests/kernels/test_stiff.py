@@ -462,6 +462,19 @@ def test_auto_comes_back_when_a_row_is_stiff_no_more():
     assert (auto.y - implicit.y).abs().max() < 1e-3
 
 
+def test_auto_remembers_in_its_gradient_which_steps_were_implicit():
+    scale = torch.tensor([1.0, 2.0], dtype=DOUBLE, requires_grad=True)
+
+    def field(t, y, scale):
+        return -3e3 * (y - (scale * torch.cos(t))[:, None])
+
+    start = torch.zeros(2, 1, dtype=DOUBLE)
+    found = solve(ODE(field, (scale,)), start, 0.0, 1.0, stepper="auto", controller=PID(1e-6, 1e-6))
+    assert found.stats.accepted.max() < 100
+    (slope,) = torch.autograd.grad(found.y.sum(), scale)
+    assert (slope - math.cos(1.0)).abs().max() < 1e-3
+
+
 def test_a_brusselator_is_never_stiff():
     start = torch.tensor([[1.5, 3.0]], dtype=DOUBLE)
     auto, explicit = (
