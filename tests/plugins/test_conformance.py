@@ -10,7 +10,7 @@ LATTICE = {"name": "automaton", "preset": "lattice"}
 ARGUMENTS = {
     "automaton": {"params": {"automaton": {"preset": "lattice"}}},
     "believed_automaton": {"system": LATTICE},
-    "film_energy": {"system": "pendulum_frames"},
+    "film": {"system": "pendulum_frames"},
     "generative_hamiltonian": {
         "system": "pendulum_frames",
         "params": {"generative_hamiltonian": {"context": 1}},  # the kit also rolls out from one frame

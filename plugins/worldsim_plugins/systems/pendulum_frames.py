@@ -2,10 +2,10 @@
 
 A frame shows the bob as a soft white spot on black,
 
-    brightness(x) = exp(-|x - c(q)|^2 / (2 w^2))
+    brightness(x) = exp(-|x - c(q)|^2 / (2 w^2)),    less a black level, 0 below it
 
-at the centres of its pixels, so it is a smooth function of the position q, and wide enough for its pixels not
-to alias; no momentum can be seen in a single frame. Position is read back as the centroid of brightness
+at the centres of its pixels, so it is a continuous function of the position q, and wide enough for its pixels
+not to alias; no momentum can be seen in a single frame. Position is read back as the centroid of brightness
 squared, and momentum by differences in time.
 """
 
@@ -27,6 +27,8 @@ from worldsim_plugins.systems.pendulum import Pendulum
 Pixels = Annotated[int, Field(ge=8, le=128, description="pixels along each side of a frame")]
 WIDTH, MARGIN = 0.24, 0.7
 """w, and what is seen beyond the farthest that the bob can be, which is at 1 from the middle."""
+BLACK = 0.01
+"""Without it every dark pixel would vary, by 1e-30, and a score in units of its spread would mean nothing."""
 
 
 class Mechanism(Protocol):
@@ -79,7 +81,7 @@ class Film:
         right, up = self.place(q)[..., None, None, :].unbind(-1)
         along = self.grid().to(q)
         square = (along - right).square() + (-along[:, None] - up).square()
-        return torch.exp(-square / (2 * WIDTH**2))
+        return (torch.exp(-square / (2 * WIDTH**2)) - BLACK).clamp(min=0) / (1 - BLACK)
 
     def grid(self) -> Tensor:
         """Centres of pixels along an axis, ``[pixels]``."""

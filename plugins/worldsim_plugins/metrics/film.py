@@ -1,11 +1,13 @@
-"""The energy of a film: read from its frames, and believed by the model that made it.
+"""How far a film is from the true one, and its energy: read from its frames, and believed by the model.
 
-    drift(t) = |E(t) - E_0| / max(|E_0|, S)
+    pixel_mse(t)  mean over trajectories and pixels of |brightness - true brightness|^2
+    drift(t)      |E(t) - E_0| / max(|E_0|, S)
 
 E(t) is what the system reads from the predicted frames (position from each of them, momentum from their
 differences), E_0 the true energy of the hidden state where the forecast begins, and S the standard deviation
 of E_0 over trajectories. A rollout that carries a ``latent_energy`` is scored on that as well, against its
-own first value: a model may conserve what it believes and still lose the energy of what it shows.
+own first value: a model may conserve what it believes and still lose the energy of what it shows. Pixels are
+compared with the mean of the draws, without frame 0, which is the given context.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import Metric, Model, System
-from worldsim_plugins.metrics.comparison import median, median_interval
+from worldsim_plugins.metrics.comparison import mean_interval, median, median_interval
 
 
 @runtime_checkable
@@ -29,12 +31,13 @@ class Filmed(Protocol):
         """``[..., time - 4]`` for ``[..., time, *state]``: all frames but two at either end."""
 
 
-class FilmEnergy:
-    """film_energy_drift, the median over trajectories of the largest drift in time (of the median draw), with
-    the drift that is read from the true film as its floor; film_energy_drift_time, the median at each time;
-    latent_energy_drift, the same of the model's own energy, over its spread between trajectories.
+class Film:
+    """pixel_mse and pixel_mse_time; film_energy_drift, the median over trajectories of the largest drift in
+    time (of the median draw), with the drift that is read from the true film as its floor;
+    film_energy_drift_time, the median at each time; latent_energy_drift, the same of the model's own energy,
+    over its spread between trajectories.
 
-    Not measurable where the energy of a predicted film cannot be read (a black or a lost frame). Raises
+    Not measurable where a predicted film is not finite, or its energy cannot be read (a black frame). Raises
     NotMeasurable for a system that is no film or for films of fewer than 5 frames.
     """
 
@@ -53,7 +56,7 @@ class FilmEnergy:
             ((self.system.energy_of_frames(film.states, truth.times) - first) / scale).abs()
             for film in (prediction, truth)
         )
-        scores = self._shown(drift, own, truth.times[2:-2])
+        scores = {**_seen(truth, prediction), **self._shown(drift, own, truth.times[2:-2])}
         latent = prediction.observables.get("latent_energy")
         return scores if latent is None else {**scores, **_believed(latent.double())}
 
@@ -72,6 +75,23 @@ class FilmEnergy:
         return {"film_energy_drift": value, "film_energy_drift_time": over_time}
 
 
+def _seen(truth: Trajectory, prediction: Trajectory) -> dict[str, Score]:
+    """The squared error of pixels."""
+    guess, film = prediction.states.double().mean(1), truth.states[:, 0].double()
+    error = (guess - film)[:, 1:].square().flatten(2).mean(2)
+    n, failed = len(error), int((~error.isfinite().all(1)).sum())
+    coords = {"time": truth.times[1:].numpy()}
+    over_time = Score(error.mean(0).numpy(), dims=("time",), n=n, failed=failed, coords=coords)
+    if failed:
+        lost = Score(float("nan"), n=n, failed=failed, reason=f"{failed} of {n} films are not finite")
+        return {"pixel_mse": lost, "pixel_mse_time": over_time}
+    rows = error.mean(1)
+    return {
+        "pixel_mse": Score(float(rows.mean()), floor=0.0, interval=mean_interval(rows), n=n),
+        "pixel_mse_time": over_time,
+    }
+
+
 def _believed(latent: Tensor) -> dict[str, Score]:
     """The drift of ``[trajectory, draw, time]`` over its spread between trajectories."""
     spread = latent[:, :, 0].std(correction=0)
@@ -85,4 +105,4 @@ def _believed(latent: Tensor) -> dict[str, Score]:
 
 @hookimpl
 def worldsim_metrics() -> Mapping[str, Callable[..., Metric]]:
-    return {"film_energy": FilmEnergy}
+    return {"film": Film}
