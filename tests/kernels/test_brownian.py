@@ -77,11 +77,6 @@ def test_the_transform_is_that_of_box_and_muller():
         assert pair == pytest.approx([r * each for each in expected], rel=2e-15, abs=0)
 
 
-def test_the_root_is_rounded_to_the_nearest():
-    x = torch.rand(20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 75
-    assert philox.root(x).tolist() == [math.sqrt(each) for each in x.tolist()]
-
-
 def test_the_numbers_are_normal_and_independent():
     noise = Brownian(3, torch.arange(20_000), 2)
     drawn = noise.normals(0, 4)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -209,6 +209,7 @@ def odeint_adjoint(
 class Chosen:
     """``way`` for the parameters that a caller has named, and no others."""
 
+    needs_steps: ClassVar[bool] = False
     way: ContinuousAdjoint
     parameters: tuple[Tensor, ...]
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from worldsim_kernels import native
 from worldsim_kernels.backends import Backends, requested
+from worldsim_kernels.solve.sums import root
 
 LOW = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -74,21 +75,6 @@ def box_muller(words: Words) -> tuple[Tensor, Tensor]:
     swap = (turn >> 62 & 1).bool()
     r = torch.where(turn < 0, -r, r)
     return r * torch.where(swap, sine, cosine), r * torch.where(swap, cosine, sine)
-
-
-def root(x: Tensor) -> Tensor:
-    """The square root of float64 numbers, rounded to the nearest as IEEE 754 has it, for x > 0.
-
-    torch's own on a CPU is MKL's, which is one unit off for one number in a hundred. The remainder x - r r is
-    had exactly by splitting r in halves (Dekker 1971), and the root is corrected by it.
-    """
-    r = x.sqrt()
-    shifted = r * (2.0**27 + 1)
-    high = shifted - (shifted - r)
-    low = r - high
-    square = r * r
-    rest = ((high * high - square) + 2 * high * low) + low * low
-    return r + ((x - square) - rest) / (2 * r)
 
 
 def _unit(bits: Tensor) -> Tensor:
