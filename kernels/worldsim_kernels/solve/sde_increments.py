@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from worldsim_kernels.solve.brownian import DEPTH, Brownian
-from worldsim_kernels.solve.philox import root
 from worldsim_kernels.solve.sde_grid import Grid
+from worldsim_kernels.solve.sums import root
 
 Drawn = tuple[Tensor, Tensor | None]
 
