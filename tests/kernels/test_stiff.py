@@ -241,7 +241,7 @@ def over(problem, y, tolerance):
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_rodas5p_keeps_its_tolerance_on_the_stiff_set_and_so_beats_scipys_bdf(name):
-    problem, tolerance = PROBLEMS[name], 1e-6
+    problem, tolerance = PROBLEMS[name], 1e-5
     ours = error(problem, "rodas5p", tolerance)
     theirs = over(problem, problem.scipy("BDF", tolerance, tolerance * problem.atol), tolerance)
     assert ours < 2
@@ -384,6 +384,10 @@ def test_derivatives_of_a_field_by_state_and_time():
     assert not constant.by_time.any()
     with pytest.raises(ValueError, match="jacobian gives"):
         linearised(ODE(forced, (), lambda t, y: y), t, y)
+    with pytest.raises(ValueError, match="keeps no graph"):
+        linearised(ODE(lambda t, y: forced(t, y).detach()), t, y)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"use torch\.no_grad"):
+        linearised(ODE(forced), t, y)
     # One whose slope is itself a gradient.
     pendulum = Hamiltonian(lambda y: y[:, 1] ** 2 / 2 - torch.cos(y[:, 0]))
     found = linearised(pendulum, t, y[:, :2])

@@ -55,7 +55,7 @@ def test_a_solver_holds_actions_and_gives_gradients(name):
 def radau(field, start, times):
     y, frames = start, [start]
     for a, b in pairwise(times):
-        y = solve_ivp(field, (a, b), y, method="Radau", rtol=1e-11, atol=1e-16).y[:, -1]
+        y = solve_ivp(field, (a, b), y, method="Radau", rtol=1e-10, atol=1e-15).y[:, -1]
         frames.append(y)
     return np.array(frames)
 
@@ -86,7 +86,7 @@ def test_robertson_is_radaus_and_keeps_its_mass():
 
 
 def test_van_der_pol_is_radaus_on_both_sides_of_stiffness():
-    for mu, end in ((5.0, 12.0), (300.0, 40.0)):
+    for mu, end in ((5.0, 8.0), (300.0, 8.0)):
         system = VanDerPol(mu=(mu, mu))
         times, start = grid(end, 3), system.sample(2, seeded(0))
         truth = system.simulate(start, times, None, seeded(1))
@@ -101,8 +101,8 @@ def test_van_der_pol_is_radaus_on_both_sides_of_stiffness():
 def test_van_der_pols_limit_cycle_and_its_hidden_parameter():
     # For small mu the cycle is x = 2 cos t; its amplitude does not depend on the start.
     weak = VanDerPol(mu=(0.05, 0.05), extent=1.0)
-    truth = weak.simulate(weak.sample(3, seeded(0)), grid(300.0, 1201), None, seeded(1))
-    assert (truth.states[:, 0, -100:, 0].abs().amax(1) - 2).abs().max() < 0.01
+    truth = weak.simulate(weak.sample(3, seeded(0)), grid(160.0, 641), None, seeded(1))
+    assert (truth.states[:, 0, -100:, 0].abs().amax(1) - 2).abs().max() < 0.02
     spread = VanDerPol(mu=(1.0, 100.0))
     assert not isinstance(spread, Restartable)
     assert not isinstance(spread, HasDrift)

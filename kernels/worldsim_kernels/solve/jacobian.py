@@ -36,8 +36,13 @@ def linearised(term: Any, t: Tensor, y: Tensor) -> Linearised:
     """The derivatives of ``term`` at ``t`` ``[row]`` and ``y`` ``[row, *state]``; differentiable themselves
     where a graph is recorded. ``term.jacobian`` is used where there is one.
 
-    Raises ValueError when ``term.jacobian`` gives another shape than ``[row, d, d]``.
+    Raises ValueError when ``term.jacobian`` gives another shape than ``[row, d, d]``, or when there is none
+    and the field hides its graph; RuntimeError in ``torch.inference_mode``.
     """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "implicit steppers differentiate the field, which torch.inference_mode forbids: use torch.no_grad"
+        )
     given = getattr(term, "jacobian", None)
     recording = torch.is_grad_enabled() and _has_graph(term, t, y)
     with torch.set_grad_enabled(recording):
@@ -67,6 +72,8 @@ def _differentiated(term: Any, t: Tensor, y: Tensor) -> Linearised:
         times, states = _tracked(t[copies]), _tracked(y[copies])
         slopes = of_rows(term, copies)(times, states)
         slope = slopes.detach()[:n] if not recording else slopes[:n]
+        if not slopes.requires_grad:
+            _check_constant(term, t, y, slope)
         component = slopes.reshape(size, n, size).diagonal(dim1=0, dim2=2)
         by_time, by_state = _gradients(component.sum(), times, states, recording)
     return Linearised(
@@ -75,6 +82,16 @@ def _differentiated(term: Any, t: Tensor, y: Tensor) -> Linearised:
         by_time.to(y.dtype).reshape(size, n).T.reshape(y.shape),
         size,
     )
+
+
+def _check_constant(term: Any, t: Tensor, y: Tensor, slope: Tensor) -> None:
+    with torch.no_grad():
+        moved = term(t + 1e-3, y * (1 + 1e-3) + 1e-3)
+    if not torch.equal(moved, slope) and bool((moved != slope)[moved.isfinite() & slope.isfinite()].any()):
+        raise ValueError(
+            "the field depends on its state or time but keeps no graph (no_grad, detach or numpy in it?): "
+            "let it record one, or give ODE(jacobian=...)"
+        )
 
 
 def _given(term: Any, t: Tensor, y: Tensor) -> Linearised:
