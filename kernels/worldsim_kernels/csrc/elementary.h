@@ -1,6 +1,6 @@
 /* Functions of vectors of numbers of a state, LANES lanes: glibc's vector functions where there are any, else a
    lane at a time. Which of the two does not depend on the numbers, so that no lane depends on another. Included
-   by ode.h, which defines real, real_v and SINGLE. */
+   by lanes.h, which defines real and real_v. */
 #ifndef WORLDSIM_ELEMENTARY_H
 #define WORLDSIM_ELEMENTARY_H
 

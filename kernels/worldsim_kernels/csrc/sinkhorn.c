@@ -12,7 +12,6 @@
 #define CHUNK 256
 #define PANEL 16
 
-static inline f64v splat_f64(double x) { return x - (f64v){0}; }
 
 static inline f64v either_f64(i64v mask, f64v yes, f64v no) {
     return (f64v)((mask & (i64v)yes) | (~mask & (i64v)no));

@@ -8,6 +8,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 /* Bytes of a register. A wider vector is legal, but gcc then keeps it in memory: sixteen floats made kernels
    compiled for AVX2 3 to 16 times slower (gcc 12). */
@@ -29,6 +32,19 @@ typedef float f32vu __attribute__((vector_size(REGISTER), aligned(4)));
 typedef double f64vu __attribute__((vector_size(REGISTER), aligned(8)));
 
 static inline f32v splat_f32(float x) { return x - (f32v){0}; }
+static inline f64v splat_f64(double x) { return x - (f64v){0}; }
+
+/* Square roots, correctly rounded. */
+static inline f64v root_f64(f64v x) {
+#if defined(__AVX512F__)
+    return (f64v)_mm512_sqrt_pd((__m512d)x);
+#elif defined(__AVX__)
+    return (f64v)_mm256_sqrt_pd((__m256d)x);
+#else
+    for (int i = 0; i < LANES_f64; i++) x[i] = sqrt(x[i]);
+    return x;
+#endif
+}
 
 static inline f32v either_f32(i32v mask, f32v yes, f32v no) {
     return (f32v)((mask & (i32v)yes) | (~mask & (i32v)no));
