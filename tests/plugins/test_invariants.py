@@ -59,6 +59,33 @@ def test_the_scale_may_be_declared():
         Invariants(SYSTEM, scale={"energy": 0.0})
 
 
+def test_the_squared_error_is_the_mean_that_papers_give():
+    grown = faster(torch.linspace(1, 2, 11, dtype=torch.float64))
+    error = SYSTEM.energy(grown.states[:, 0, 1:]) - ENERGY[:, None]
+    score = Invariants(SYSTEM, squared=True).score(TRUTH, grown, None)["squared_error_energy"]
+    assert score.value == pytest.approx(float(error.square().mean()), rel=1e-12)
+    assert (score.units, score.n) == ("(J)2", 20)
+    assert score.interval[0] < score.value < score.interval[1]
+    assert "squared_error_energy" not in Invariants(SYSTEM).score(TRUTH, grown, None)
+
+
+def test_the_squared_error_weighs_ragged_trajectories_alike_and_needs_finite_ones():
+    grown = faster(torch.linspace(1, 2, 11, dtype=torch.float64))
+    metric = Invariants(SYSTEM, squared=True)
+    length = torch.full((20, 1), 11)
+    length[0] = 4
+    rows = (SYSTEM.energy(grown.states[:, 0, 1:]) - ENERGY[:, None]).square()
+    means = torch.cat([rows[:1, :3].mean(1), rows[1:].mean(1)])
+    score = metric.score(TRUTH.replace(length=length), grown, None)["squared_error_energy"]
+    assert score.value == pytest.approx(float(means.mean()), rel=1e-12)
+    lost = grown.states.clone()
+    lost[3, 0, 7] = torch.nan
+    score = metric.score(TRUTH, grown.replace(states=lost), None)["squared_error_energy"]
+    assert math.isnan(score.value)
+    assert score.failed == 1
+    assert "1 of 20" in score.reason
+
+
 def test_a_wrong_first_frame_does_not_hide():
     grown = faster(torch.full((11,), 1.5, dtype=torch.float64))
     assert Invariants(SYSTEM).score(TRUTH, grown, None)["drift_energy"].value > 0.1

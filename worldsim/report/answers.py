@@ -15,7 +15,12 @@ from worldsim.tables import ROUNDING, shown
 
 CLOSE = 1.1
 """A ratio below this is told by the two numbers."""
-NOUNS = {"drift_": "drift", "violation_": "violation", "projection_failures_": "failed projections"}
+NOUNS = {
+    "drift_": "drift",
+    "squared_error_": "squared error",
+    "violation_": "violation",
+    "projection_failures_": "failed projections",
+}
 """Beginnings of names that go with a quantity."""
 PHRASES = {
     "nrmse": "forecast error (nRMSE)",

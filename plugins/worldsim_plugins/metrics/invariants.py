@@ -6,6 +6,9 @@ x_0 is the true last given state and S the standard deviation of I(x_0) over the
 alone depends on where I was called zero and may vanish on an ordinary trajectory. Vector invariants are
 measured by their norm. An integrator that conserves a nearby invariant (leapfrog) oscillates without
 drifting, so the whole curve is given and not its end.
+
+Papers on learned energies mostly give the mean of |I(x^_t) - I(x_0)|^2 instead, in the units of their own H:
+a number that a few trajectories of high energy may make, and that cannot be compared between systems.
 """
 
 from __future__ import annotations
@@ -19,12 +22,13 @@ from torch import Tensor
 
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import HasObservables, Metric, Model, System
-from worldsim_plugins.metrics.comparison import compare, median, median_interval
+from worldsim_plugins.metrics.comparison import compare, mean_interval, median, median_interval
 
 
 class Invariants:
     """drift_<name>, the median over trajectories of the largest drift in time, and drift_<name>_time, the
     median at each time, for every invariant of the system; the floor is the drift of the truth itself.
+    With ``squared`` also squared_error_<name>, the mean over trajectories, draws and times.
 
     Not measurable where a rollout is not finite, and where the truth itself drifts by its scale (a total
     momentum of zero, say: only rounding is left) unless ``scale`` declares one. Raises NotMeasurable for a
@@ -39,8 +43,11 @@ class Invariants:
             dict[str, float] | None,
             Field(description="invariant -> error that counts as 1, in its units, instead of its own size"),
         ] = None,
+        squared: Annotated[
+            bool, Field(description="give the mean squared error too, in squared units, as papers do")
+        ] = False,
     ) -> None:
-        self.system = system
+        self.system, self.squared = system, squared
         self.scale = dict(scale or {})
         conserved = getattr(system, "conserved", ())
         for name, value in self.scale.items():
@@ -65,7 +72,15 @@ class Invariants:
             drift, own = (_drift(value[name], first[name], scale) for value in (predicted, true))
             drift = torch.where(both.broken[:, None], torch.inf, drift)
             scores |= _scores(name, drift, own, both.valid, both.reason, both.times)
+            if self.squared:
+                moved = _norm(predicted[name] - first[name])
+                moved = torch.where(both.broken[:, None], torch.inf, moved)
+                scores[f"squared_error_{name}"] = _squared(name, moved, both.valid, self._unit(name))
         return scores
+
+    def _unit(self, name: str) -> str:
+        unit = getattr(self.system, "units", {}).get(name, "1")
+        return "1" if unit in ("", "1") else f"({unit})2"
 
     def _scale(self, name: str, first: Tensor) -> Tensor:
         """``[trajectory, 1, 1]``."""
@@ -106,6 +121,18 @@ def _scores(
         return {f"drift_{name}": nothing} | ({f"drift_{name}_time": over_time} if floor < 1 else {})
     value = Score(median(rows), floor=floor, interval=median_interval(rows), n=len(rows))
     return {f"drift_{name}": value, f"drift_{name}_time": over_time}
+
+
+def _squared(name: str, moved: Tensor, valid: Tensor, unit: str) -> Score:
+    """The mean over trajectories of the mean square of ``moved`` ``[trajectory, draw, time]``."""
+    seen = valid.any(1)
+    mean_square = torch.where(valid[:, None], moved.square(), 0.0).sum(2).mean(1)[seen]
+    rows = mean_square / valid.sum(1)[seen]
+    lost = int((~rows.isfinite()).sum())
+    if lost:
+        reason = f"{lost} of {len(rows)} rollouts have no finite {name}"
+        return Score(float("nan"), n=len(rows), failed=lost, reason=reason)
+    return Score(float(rows.mean()), units=unit, floor=0.0, interval=mean_interval(rows), n=len(rows))
 
 
 def _worst(drift: Tensor, seen: Tensor) -> Tensor:
