@@ -29,15 +29,19 @@ from worldsim_kernels.solve.sde_solve import solve_sde
 
 MU, SIGMA = 0.5, 0.8
 ITO = SDE(lambda t, y: MU * y, lambda t, y: SIGMA * y)
+OURS = ("euler_maruyama", "milstein", "stochastic_heun", "reversible_heun")
+NATIVE = why_not("brownian")
+BACKENDS = ("torch",) if NATIVE else ("torch", "native")
 Candidate = Callable[[], tuple[Tensor, Tensor] | None]
 """Runs; gives the end and the Brownian motion there, both ``[row, component]``, or None for a draw."""
 
 
-def ours(name: str, noise: Brownian, y0: Tensor, steps: int) -> Candidate:
+def ours(name: str, backend: str, noise: Brownian, y0: Tensor, steps: int) -> Candidate:
     term = ITO if name in ("euler_maruyama", "milstein") else as_stratonovich(ITO)
 
     def run() -> tuple[Tensor, Tensor]:
-        found = solve_sde(term, y0, 0.0, 1.0, stepper=name, controller=Constant(1 / steps), noise=noise)
+        step = Constant(1 / steps)
+        found = solve_sde(term, y0, 0.0, 1.0, stepper=name, controller=step, noise=noise, backend=backend)
         return found.y, noise.normals(0, steps).sum(0) / math.sqrt(steps)
 
     return run
@@ -105,8 +109,9 @@ def candidates(rows: int, components: int, steps: int) -> dict[str, Candidate | 
         torch.randn(steps, rows, components, dtype=torch.float64, generator=generator)
 
     found: dict[str, Candidate | None] = {"our draw": draw, "torch.randn": randn}
-    for name in ("euler_maruyama", "milstein", "stochastic_heun", "reversible_heun"):
-        found[name] = ours(name, noise, y0, steps)
+    for name in OURS:
+        for backend in BACKENDS:
+            found[f"{name}, {backend}"] = ours(name, backend, noise, y0, steps)
     found["plain loop, Euler"] = plain(y0, steps)
     for method in ("euler", "milstein", "srk"):
         try:
@@ -167,13 +172,12 @@ def main(rows: int, components: int, steps: int, rounds: int, quick: bool) -> No
     for _ in range(rounds):
         for name, run in ready.items():
             best[name] = min(best[name], timed(run))
-    own = ("euler_maruyama", "milstein", "stochastic_heun", "reversible_heun")
-    native = why_not("brownian") or "yes"
-    print(f"{rows} rows x {components}, {steps} steps, float64, one thread, native draw: {native}")
-    print(f"{'':22}{'cpu ms':>10}{'ns/number':>11}{'x draw':>9}{'strong error':>14}")
+    own = tuple(f"{name}, {backend}" for name in OURS for backend in BACKENDS)
+    print(f"{rows} rows x {components}, {steps} steps, float64, one thread, native: {NATIVE or 'yes'}")
+    print(f"{'':26}{'cpu ms':>10}{'ns/number':>11}{'x draw':>9}{'strong error':>14}")
     for name, run in found.items():
         if run is None:
-            print(f"{name:22}   NOT RUN: pip install torchsde")
+            print(f"{name:26}   NOT RUN: pip install torchsde")
             continue
         # Our own rows draw their path once more, for the exact solution.
         spent = best[name] - (best["our draw"] if name in own else 0)
@@ -183,7 +187,7 @@ def main(rows: int, components: int, steps: int, rounds: int, quick: bool) -> No
             exact = torch.exp(MU - SIGMA**2 / 2 + SIGMA * w)
             error = f"{float((y - exact).detach().abs().mean()):.2e}"
         each = 1e9 * spent / rows / components / steps
-        print(f"{name:22}{1e3 * spent:10.1f}{each:11.2f}{spent / best['our draw']:9.2f}{error:>14}")
+        print(f"{name:26}{1e3 * spent:10.1f}{each:11.2f}{spent / best['our draw']:9.2f}{error:>14}")
     gradients(256, 1000)
     if warning := load_warning():
         print(warning)

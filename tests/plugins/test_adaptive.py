@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from worldsim_kernels.native import why_not
 from worldsim_plugins.solvers.adaptive import METHODS, worldsim_solvers
 
 F64 = torch.float64
@@ -68,6 +69,27 @@ def test_errors_follow_the_tolerance_at_all_saved_times(name):
         errors.append((out - truth).abs().max().item())
         assert errors[-1] < 30 * tolerance
     assert errors[1] < errors[0] / 10
+
+
+@pytest.mark.skipif(why_not("brownian") is not None, reason=f"{why_not('brownian')}")
+@pytest.mark.parametrize("name", METHODS)
+def test_the_native_backend_gives_the_same_bits_and_gradients(name):
+    found = []
+    for backend in ("torch", "native"):
+        model, pushes = Driven(), torch.linspace(-1, 1, 15, dtype=F64).reshape(3, 5, 1)
+        solver = built(name, 1e-4, backend=backend)
+        out = torch.cat([solver.solve(model, states(), UNEVEN, each, None) for each in (None, pushes)])
+        found.append((out.detach(), *torch.autograd.grad(out.square().sum(), model.frequency)))
+    assert all(torch.equal(one, other) for one, other in zip(*found))
+
+
+def test_a_drift_that_cannot_be_printed_is_refused_with_the_reason():
+    class Torn:
+        def drift(self, t, x, u):
+            return x if bool((x > 0).all()) else -x
+
+    with pytest.raises(ValueError, match="control flow"):
+        built("tsit5", backend="native").solve(Torn(), states(), UNEVEN, None, None)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -8,6 +8,7 @@ from torch import nn
 
 from worldsim import Trajectory
 from worldsim.seeds import forked
+from worldsim_kernels.native import why_not
 from worldsim_plugins.dynamics.latent_sde import LatentSDE
 from worldsim_plugins.dynamics.neural_sde import NeuralSDE
 from worldsim_plugins.solvers import stochastic
@@ -61,6 +62,17 @@ def test_a_solver_follows_its_generator_and_keeps_rows_apart(name):
     assert torch.equal(some, first[:4])
     same = solver.solve(model, start[:1].expand(6, 2), TIMES, None, seeded(0))
     assert len({float(each) for each in same[:, -1, 0].detach()}) == 6
+
+
+@pytest.mark.skipif(why_not("brownian") is not None, reason=f"{why_not('brownian')}")
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_native_backend_gives_the_same_bits_and_leaves_gradients_to_torch(name):
+    model, start = of(name), torch.rand(6, 2, dtype=F64) + 0.5
+    torch_, native = (SOLVERS[name](step=0.05, backend=each) for each in ("torch", "native"))
+    with torch.no_grad():
+        assert torch.equal(*(each.solve(model, start, TIMES, None, seeded(0)) for each in (torch_, native)))
+    out = native.solve(model, start, TIMES, None, seeded(0))
+    assert torch.autograd.grad(out.sum(), model.a)[0].isfinite()
 
 
 @pytest.mark.parametrize("name", SOLVERS)

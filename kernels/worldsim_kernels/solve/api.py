@@ -137,13 +137,11 @@ def _stochastic(
 ) -> Solution:
     if events:
         raise ValueError("events are not located on the path of an SDE: leave them out")
-    if backend != "torch":
-        raise ValueError(f"backend {backend!r} cannot run this solve: an SDE runs on torch alone")
     from worldsim_kernels.solve.sde_solve import solve_sde
 
     return solve_sde(
         term, y0, t0, t1, stepper=stepper, controller=controller, noise=noise, save=save,
-        gradient=gradient, max_steps=max_steps,
+        gradient=gradient, backend=backend, max_steps=max_steps,
     )  # fmt: skip
 
 

@@ -1,9 +1,9 @@
-"""A program of scalars and an explicit Runge-Kutta method as C; the loop around them is ``csrc/ode.h``."""
+"""A program of scalars as C, and an explicit Runge-Kutta method; the loop around them is ``csrc/ode.h``."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -45,16 +45,14 @@ def source(program: Program, method: Tableau, adaptive: bool) -> str:
         "REUSE": int(method.reuse),
         "ADAPTIVE": int(adaptive),
     }
-    return "\n".join(
-        [
-            *(f"#define {name} {value}" for name, value in defined.items()),
-            '#include "ode.h"',
-            _field(program, single),
-            _attempt(method, adaptive, single),
-            _look_into(method, single),
-            _between(method),
-        ]
-    )
+    parts = (_attempt(method, adaptive, single), _look_into(method, single), _between(method))
+    return "\n".join([field_source(defined, "ode.h", program), *parts])
+
+
+def field_source(defined: Mapping[str, int], header: str, program: Program) -> str:
+    """The numbers that ``csrc/HEADER`` asks for, the header, and its ``field``."""
+    lines = [f"#define {name} {value}" for name, value in defined.items()]
+    return "\n".join([*lines, f'#include "{header}"', _field(program, bool(defined["SINGLE"]))])
 
 
 def number(value: float, single: bool) -> str:

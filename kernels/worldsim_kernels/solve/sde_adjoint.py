@@ -23,7 +23,8 @@ from worldsim_kernels.solve.parameters import parameters_of
 from worldsim_kernels.solve.sde import Scheme, excited, fields
 from worldsim_kernels.solve.sde_grid import Grid
 from worldsim_kernels.solve.sde_increments import Increments
-from worldsim_kernels.solve.sde_solve import BLOCK, shape_of_noise, walked
+from worldsim_kernels.solve.sde_moving import Eager, shape_of_noise
+from worldsim_kernels.solve.sde_solve import walked
 from worldsim_kernels.solve.solution import Solution
 from worldsim_kernels.solve.stepper import Properties, Step
 from worldsim_kernels.solve.terms import SDE, of_rows
@@ -157,13 +158,14 @@ class _Way:
         grid, term = self.solve.grid, self.term
         steps = grid.t[0].diff().tolist()
         draws = Increments(self.noise, grid, False, y.dtype)
-        size = max(2, BLOCK // max(y[0].numel() * len(y), 1))
+        size = max(2, Eager.block // max(y[0].numel() * len(y), 1))
         bar_y, bar_hat = bar + self._saved(saved, len(steps), bar), torch.zeros_like(bar)
         at = self.evaluate(len(steps), hat)
         bar_f, bar_g = torch.zeros_like(bar), torch.zeros_like(at[2])
         for stop in range(len(steps), 0, -size):
             first = max(stop - size, 0)
-            w = draws.draw(first, stop - first, None)[0].reshape(stop - first, *shape_of_noise(term, y))
+            shape = shape_of_noise(term, y, self.noise.components)
+            w = draws.draw(first, stop - first, None)[0].reshape(stop - first, len(y), *shape)
             for n in range(stop - 1, first - 1, -1):
                 h, move = steps[n], w[n - first]
                 half_f, half_g = 0.5 * h * bar_y, self._excited_bar(0.5 * bar_y, move)

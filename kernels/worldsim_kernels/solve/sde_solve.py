@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,14 +15,17 @@ from worldsim_kernels.solve.api import Save, checked_rows, checked_times
 from worldsim_kernels.solve.brownian import Brownian
 from worldsim_kernels.solve.control import PID, Constant
 from worldsim_kernels.solve.gradients import Gradient, Reversible, ThroughSteps
-from worldsim_kernels.solve.sde import SCHEMES, Carry, Scheme, Stretch, diffusion
+from worldsim_kernels.solve.sde import SCHEMES, Scheme, diffusion
 from worldsim_kernels.solve.sde_grid import Grid
 from worldsim_kernels.solve.sde_increments import Increments
+from worldsim_kernels.solve.sde_moving import Eager, Moving
 from worldsim_kernels.solve.solution import Solution, Stats, Status, Steps
-from worldsim_kernels.solve.terms import SDE, of_rows, wide
+from worldsim_kernels.solve.terms import SDE, wide
 
-BLOCK = 2**19
-"""Increments that are drawn at once, 4 MB of them."""
+if TYPE_CHECKING:
+    from worldsim_kernels.solve.sde_native import Native
+
+BACKENDS = ("torch", "native")
 
 
 def solve_sde(
@@ -35,6 +39,7 @@ def solve_sde(
     noise: Brownian | None = None,
     save: Save | None = None,
     gradient: Gradient | None = None,
+    backend: str = "torch",
     max_steps: int = 100_000,
 ) -> Solution:
     """Solve ``term`` for every row of ``y0`` ``[row, *state]`` from t0 to t1, numbers or ``[row]``, t0 <= t1.
@@ -46,12 +51,16 @@ def solve_sde(
     save        times and steps as for any solve; there is nothing dense about a path that is not smooth
     gradient    None for autograd through the steps, with the noise held fixed; ``Reversible()`` for
                 reversible_heun on one grid for all rows: memory for the end alone
+    backend     "torch", or "native": the step printed as C, for solves without a gradient on a CPU; the same
+                bits where drift and diffusion are made of + - * /
     max_steps   a row that would need more ends with MAX_STEPS
 
     A row that is not finite fails from there on (NOT_FINITE), and no other row, value or gradient, notices.
     Raises ValueError or TypeError for arguments that do not fit, and for a method whose calculus or kind of
     noise is not the term's.
     """
+    if backend not in BACKENDS:
+        raise ValueError(f"an SDE runs on the backends {' and '.join(BACKENDS)}, not on {backend!r}")
     scheme = checked_scheme(stepper, term)
     save = save or Save()
     motions = checked_noise(noise, term, y0)
@@ -63,8 +72,10 @@ def solve_sde(
     if isinstance(gradient, Reversible):
         from worldsim_kernels.solve import sde_adjoint
 
+        if backend != "torch":
+            raise ValueError(f"gradient=Reversible() goes back on torch alone, not on {backend!r}")
         return sde_adjoint.solve_reversibly(term, scheme, y0, grid, motions, save)
-    return walked(term, scheme, y0, grid, motions, save)[0]
+    return walked(term, scheme, y0, grid, motions, save, backend)[0]
 
 
 def checked_scheme(stepper: str | Scheme, term: SDE) -> Scheme:
@@ -180,20 +191,14 @@ class Record:
         return blank.index_put(place, torch.cat(self.values))
 
 
-@dataclass
-class Moving:
-    """The rows that are still on their way: which they are, and where."""
-
-    index: Tensor
-    y: Tensor
-    carry: Carry
-
-    def rows(self, chosen: Tensor) -> Moving:
-        return Moving(self.index[chosen], self.y[chosen], tuple(each[chosen] for each in self.carry))
-
-
 def walked(
-    term: SDE, scheme: Scheme, y0: Tensor, grid: Grid, noise: Brownian, save: Save
+    term: SDE,
+    scheme: Scheme,
+    y0: Tensor,
+    grid: Grid,
+    noise: Brownian,
+    save: Save,
+    backend: str = "torch",
 ) -> tuple[Solution, Moving]:
     """The solution, and the rows that reached t1 with what the last step handed on."""
     rows = len(y0)
@@ -207,11 +212,11 @@ def walked(
     draws = Increments(noise, grid, scheme.area, y0.dtype)
     every = torch.arange(rows, device=y0.device)
     now = began(term, scheme, Moving(every, y0, ()), grid, noise)
-    last = now
+    last, take = now, taker(backend, term, scheme, now, grid, draws)
     records = [each for each in (record, trail) if each is not None]
     for each in records:
         each.take({0: y0}, every)
-    for first, stop in blocks(count, rows * noise.components):
+    for first, stop in blocks(count, rows * noise.components, take.block):
         leaving = count[now.index] <= first
         if bool(leaving.any()):
             ends.append((now.index[leaving], now.y[leaving]))
@@ -219,14 +224,12 @@ def walked(
         if not len(now.index):
             break
         keep = set().union(*(each.within(first, stop) for each in records))
-        states, after = stretch(term, scheme, now, grid, draws, first, stop, keep)
+        states, after = take(now, first, stop, keep)
         failed = ~after.y.detach().isfinite().flatten(1).all(1)
         if bool(failed.any()):
             lost, now = now.rows(failed), now.rows(~failed)
             with torch.no_grad():
-                states, _ = stretch(
-                    term, scheme, lost, grid, draws, first, stop, set(range(first + 1, stop + 1))
-                )
+                states, _ = take(lost, first, stop, range(first + 1, stop + 1))
             good = torch.stack([each.isfinite().flatten(1).all(1) for each in states.values()], 1)
             reached = first + good.long().cumprod(1).sum(1)
             status[lost.index] = int(Status.NOT_FINITE)
@@ -234,7 +237,7 @@ def walked(
             for each in records:
                 each.take(states, lost.index, reached)
             # Again without them, so that no gradient meets a number that is not finite.
-            states, after = stretch(term, scheme, now, grid, draws, first, stop, keep)
+            states, after = take(now, first, stop, keep)
         for each in records:
             each.take(states, now.index)
         now = last = after
@@ -247,12 +250,27 @@ def walked(
     steps = None
     if trail is not None:
         steps = Steps(grid.t.expand(rows, -1), trail.filled(y0), count)
-    taken = torch.where(
-        status == int(Status.NOT_FINITE), (grid.t.expand(rows, -1) < t[:, None]).sum(1), count
-    )
+    taken, ended = count.clone(), status == int(Status.NOT_FINITE)
+    taken[ended] = (grid.t.expand(rows, -1)[ended] < t[ended, None]).sum(1)
     stats = Stats(taken, torch.zeros_like(taken), taken * scheme.cost)
     kept = record.filled(y0) if save.times is not None else None
-    return Solution(t, y, status, stats, saved=kept, steps=steps), last
+    return Solution(t, y, status, stats, saved=kept, steps=steps, backend=backend), last
+
+
+def taker(
+    backend: str, term: SDE, scheme: Scheme, now: Moving, grid: Grid, draws: Increments
+) -> Eager | Native:
+    """What takes steps. Raises ValueError where the backend cannot, with the reason."""
+    if backend == "torch":
+        return Eager(term, scheme, grid, draws)
+    from worldsim_kernels.native import Unavailable
+    from worldsim_kernels.solve import sde_native
+    from worldsim_kernels.solve.trace import Refused
+
+    try:
+        return sde_native.Native(term, scheme, now, grid, draws)
+    except (Refused, Unavailable, OSError) as reason:
+        raise ValueError(f"backend {backend!r} cannot run this solve: {reason}") from None
 
 
 def began(term: SDE, scheme: Scheme, now: Moving, grid: Grid, noise: Brownian) -> Moving:
@@ -266,51 +284,12 @@ def began(term: SDE, scheme: Scheme, now: Moving, grid: Grid, noise: Brownian) -
     return Moving(now.index, now.y, carry)
 
 
-def blocks(count: Tensor, width: int) -> Iterator[tuple[int, int]]:
-    """(first, stop) of stretches in which no row ends."""
-    size = max(2, BLOCK // max(width, 1) // 2 * 2)
+def blocks(count: Tensor, width: int, most: int = Eager.block) -> Iterator[tuple[int, int]]:
+    """(first, stop) of stretches in which no row ends, of at most so many increments."""
+    size = max(2, most // max(width, 1) // 2 * 2)
     first = 0
     for end in sorted(set(count.tolist())):
         while first < end:
             stop = min(first + size, end)
             yield first, stop
             first = stop
-
-
-def stretch(
-    term: SDE,
-    scheme: Scheme,
-    now: Moving,
-    grid: Grid,
-    draws: Increments,
-    first: int,
-    stop: int,
-    keep: set[int],
-) -> tuple[dict[int, Tensor], Moving]:
-    """Takes the steps ``first``, ..., ``stop`` - 1. Gives the states after the numbers of steps in ``keep``,
-    and the rows after all of them."""
-    y, carry = now.y, now.carry
-    rows = len(y)
-    everyone = rows == len(draws.noise.rows)
-    part = term if everyone else of_rows(term, now.index)
-    w, area = draws.draw(first, stop - first, None if everyone else now.index)
-    shape = shape_of_noise(term, y)
-    w = w.reshape(stop - first, *shape)
-    area = None if area is None else area.reshape(stop - first, *shape)
-    t = (grid.t if grid.shared or everyone else grid.t[now.index])[:, first : stop + 1]
-    step = t.diff(dim=1)
-    lengths = step[0].tolist() if grid.shared else [wide(each, y) for each in step.unbind(1)]
-    times = [each.expand(rows) for each in t.to(y.dtype).unbind(1)]
-    states = {}
-    for i in range(stop - first):
-        over = Stretch(times[i], times[i + 1], lengths[i], w[i], None if area is None else area[i])
-        y, carry = scheme.advance(part, over, y, carry)
-        if first + i + 1 in keep:
-            states[first + i + 1] = y
-    return states, Moving(now.index, y, carry)
-
-
-def shape_of_noise(term: SDE, y: Tensor) -> tuple[int, ...]:
-    if term.noise in ("diagonal", "additive"):
-        return tuple(y.shape)
-    return (len(y), *[1] * (y.dim() - 1)) if term.noise == "scalar" else (len(y), -1)

@@ -25,6 +25,8 @@ _SHAPE_ONLY = frozenset(
     (
         *("zeros_like", "ones_like", "empty_like", "full_like"),
         *("new_zeros", "new_ones", "new_empty", "new_full"),
+        # Of derivatives forwards.
+        *("_has_same_storage_numel", "_new_zeros_with_same_feature_meta"),
     )
 )
 
@@ -156,7 +158,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made
 
     def _record(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not func.is_view and not self.lowered(name):
+        if not self.lowered(name) and (not func.is_view or _is_composite(func)):
             if name in ("_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select"):
                 raise Refused("its control flow depends on the state (item(), bool(), a mask as an index)")
             return self._simpler(func, name, args, kwargs)
@@ -242,6 +244,11 @@ def record(term: Any, t: Tensor, y: Tensor, lowered: Callable[[str], bool]) -> T
         except Exception as problem:
             raise Refused(f"it fails at one row: {type(problem).__name__}: {problem}") from problem
     return recorder.tape
+
+
+def _is_composite(func: Any) -> bool:
+    """Whether torch has it as a composition of others alone, as ``to`` and ``reshape``."""
+    return bool(func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
 
 
 def _storage(tensor: Tensor) -> int:

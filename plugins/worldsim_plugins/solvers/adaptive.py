@@ -11,7 +11,7 @@ solve starts anew at each saved time, and no step sees two actions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -35,6 +35,13 @@ Longest = Annotated[
 MostSteps = Annotated[
     int, Field(ge=1, description="steps, rejected ones too, after which a trajectory is given up")
 ]
+Backend = Annotated[
+    Literal["torch", "native", "compiled", "triton"],
+    Field(
+        description="what runs the steps: torch; native, the drift traced and printed as C, for many "
+        "trajectories of a drift of few operations; compiled, one graph of torch.compile; triton, on a GPU"
+    ),
+]
 
 
 class Adaptive:
@@ -42,8 +49,16 @@ class Adaptive:
 
     symplectic = False
 
-    def __init__(self, name: str, rtol: float, atol: float, step: float | None, max_steps: int) -> None:
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        rtol: float,
+        atol: float,
+        step: float | None,
+        max_steps: int,
+        backend: str = "torch",
+    ) -> None:
+        self.name, self.backend = name, backend
         self.order = stepper_of(name).properties.order
         self.controller = PID(rtol, atol, largest=float("inf") if step is None else step)
         self.max_steps = max_steps
@@ -60,7 +75,8 @@ class Adaptive:
 
         The dynamics are asked for ``drift(t, x, u)`` with ``t`` ``[row]``, for any subset of the rows and
         the same rows of the action. ``actions[:, i]`` holds from ``times[i]`` to ``times[i + 1]``.
-        Raises ValueError for noisy dynamics or times that are not monotone, and RuntimeError when a gradient
+        Raises ValueError for noisy dynamics, times that are not monotone or a drift that the backend cannot
+        run, and RuntimeError when a gradient
         is recorded and a trajectory fails: which, where, and what to do.
         """
         deterministic(dynamics, self.name)
@@ -83,6 +99,7 @@ class Adaptive:
             stepper=self.name,
             controller=self.controller,
             save=Save(times),
+            backend=self.backend,
             max_steps=self.max_steps,
         )
         saved = solution.saved
@@ -99,8 +116,9 @@ def _builder(name: str, says: str) -> Callable[..., Solver]:
         atol: AbsoluteTolerance = 1e-6,
         step: Longest = None,
         max_steps: MostSteps = 100_000,
+        backend: Backend = "torch",
     ) -> Solver:
-        return Adaptive(name, rtol, atol, step, max_steps)
+        return Adaptive(name, rtol, atol, step, max_steps, backend)
 
     build.__name__, build.__doc__ = name, says
     return build

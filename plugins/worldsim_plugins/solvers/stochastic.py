@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -40,6 +40,13 @@ Convert = Annotated[
         "false refuses it"
     ),
 ]
+Backend = Annotated[
+    Literal["torch", "native"],
+    Field(
+        description="what runs the steps: torch; native, for many trajectories of few operations and wherever no "
+        "gradient is recorded: drift and diffusion traced and printed as C"
+    ),
+]
 
 
 class Stochastic:
@@ -47,10 +54,12 @@ class Stochastic:
 
     symplectic = False
 
-    def __init__(self, name: str, step: float | None, convert: bool, adjoint: bool = False) -> None:
+    def __init__(
+        self, name: str, step: float | None, convert: bool, backend: str, adjoint: bool = False
+    ) -> None:
         self.scheme = SCHEMES[name]
         self.order = int(self.scheme.weak)
-        self.step, self.convert, self.adjoint = step, convert, adjoint
+        self.step, self.convert, self.adjoint, self.backend = step, convert, adjoint, backend
 
     def solve(
         self,
@@ -124,6 +133,7 @@ class Stochastic:
         return [Brownian(seed, rows, motions) for seed in seeds]
 
     def _solve(self, term: SDE, state: Tensor, times: Tensor, noise: Brownian) -> Tensor:
+        recorded = torch.is_grad_enabled()
         longest = float(times.double().diff().abs().max()) if self.step is None else self.step
         solution = solve_sde(
             term,
@@ -134,46 +144,48 @@ class Stochastic:
             controller=Constant(longest),
             noise=noise,
             save=Save(times),
-            gradient=Reversible() if self.adjoint else None,
+            gradient=Reversible() if self.adjoint and recorded else None,
+            backend="torch" if recorded else self.backend,
             max_steps=10_000_000,
         )
         assert solution.saved is not None
         return solution.saved
 
 
-def euler_maruyama(*, step: Longest = None, convert: Convert = False) -> Solver:
+def euler_maruyama(*, step: Longest = None, convert: Convert = False, backend: Backend = "torch") -> Solver:
     """Euler-Maruyama, for Ito equations: strong order 1/2 (1 for additive noise), weak order 1."""
-    return Stochastic("euler_maruyama", step, convert)
+    return Stochastic("euler_maruyama", step, convert, backend)
 
 
-def milstein(*, step: Longest = None, convert: Convert = False) -> Solver:
+def milstein(*, step: Longest = None, convert: Convert = False, backend: Backend = "torch") -> Solver:
     """Milstein 1974, either calculus: strong order 1 for diagonal noise whose components each depend on their
     own component of the state alone, and for scalar noise."""
-    return Stochastic("milstein", step, convert)
+    return Stochastic("milstein", step, convert, backend)
 
 
-def stochastic_heun(*, step: Longest = None, convert: Convert = False) -> Solver:
+def stochastic_heun(*, step: Longest = None, convert: Convert = False, backend: Backend = "torch") -> Solver:
     """Heun's method for Stratonovich equations (Ruemelin 1982): strong order 1 as Milstein's, with no
     derivatives; 1/2 for other noise."""
-    return Stochastic("stochastic_heun", step, convert)
+    return Stochastic("stochastic_heun", step, convert, backend)
 
 
 def reversible_heun(
     *,
     step: Longest = None,
     convert: Convert = False,
+    backend: Backend = "torch",
     adjoint: Annotated[
         bool, Field(description="gradients by going the steps back, with memory for the end alone")
     ] = True,
 ) -> Solver:
     """Kidger et al. 2021, for Stratonovich equations: one evaluation a step, and exact gradients whose memory
     does not grow with the number of steps."""
-    return Stochastic("reversible_heun", step, convert, adjoint)
+    return Stochastic("reversible_heun", step, convert, backend, adjoint)
 
 
-def sra1(*, step: Longest = None) -> Solver:
+def sra1(*, step: Longest = None, backend: Backend = "torch") -> Solver:
     """Roessler 2010, for noise that does not depend on the state: strong order 3/2, weak order 2."""
-    return Stochastic("sra1", step, convert=False)
+    return Stochastic("sra1", step, False, backend)
 
 
 @hookimpl
