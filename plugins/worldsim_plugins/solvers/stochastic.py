@@ -43,7 +43,7 @@ Convert = Annotated[
 Backend = Annotated[
     Literal["torch", "native"],
     Field(
-        description="what runs the steps: torch; native, for many trajectories of few operations and wherever no "
+        description="what runs the steps: torch; native, for many trajectories of few operations wherever no "
         "gradient is recorded: drift and diffusion traced and printed as C"
     ),
 ]
