@@ -32,17 +32,18 @@ ITO = SDE(lambda t, y: MU * y, lambda t, y: SIGMA * y)
 OURS = ("euler_maruyama", "milstein", "stochastic_heun", "reversible_heun")
 NATIVE = why_not("brownian")
 BACKENDS = ("torch",) if NATIVE else ("torch", "native")
-Candidate = Callable[[], tuple[Tensor, Tensor] | None]
-"""Runs; gives the end and the Brownian motion there, both ``[row, component]``, or None for a draw."""
+Candidate = Callable[[], tuple[Tensor, Callable[[], Tensor]] | None]
+"""Runs; gives the end and what computes the Brownian motion there, both ``[row, component]``, or None for a
+draw."""
 
 
 def ours(name: str, backend: str, noise: Brownian, y0: Tensor, steps: int) -> Candidate:
     term = ITO if name in ("euler_maruyama", "milstein") else as_stratonovich(ITO)
 
-    def run() -> tuple[Tensor, Tensor]:
+    def run() -> tuple[Tensor, Callable[[], Tensor]]:
         step = Constant(1 / steps)
         found = solve_sde(term, y0, 0.0, 1.0, stepper=name, controller=step, noise=noise, backend=backend)
-        return found.y, noise.normals(0, steps).sum(0) / math.sqrt(steps)
+        return found.y, lambda: noise.normals(0, steps).sum(0) / math.sqrt(steps)
 
     return run
 
@@ -58,12 +59,19 @@ def plain(y0: Tensor, steps: int) -> Candidate:
     generator = torch.Generator().manual_seed(0)
     h = 1 / steps
 
-    def run() -> tuple[Tensor, Tensor]:
-        y, w = y0, torch.zeros_like(y0)
+    def run() -> tuple[Tensor, Callable[[], Tensor]]:
+        y, before = y0, generator.get_state()
         for _ in range(steps):
             move = math.sqrt(h) * torch.randn(y.shape, dtype=y.dtype, generator=generator)
-            y, w = y + MU * y * h + SIGMA * y * move, w.add_(move)
-        return y, w
+            y = y + MU * y * h + SIGMA * y * move
+
+        def path() -> Tensor:
+            again = torch.Generator()
+            again.set_state(before)
+            moves = (torch.randn(y0.shape, dtype=y0.dtype, generator=again) for _ in range(steps))
+            return math.sqrt(h) * sum(moves, torch.zeros_like(y0))
+
+        return y, path
 
     return run
 
@@ -85,14 +93,18 @@ def torchsde(method: str, y0: Tensor, steps: int) -> Candidate:
 
     equation, times = Peer(), torch.tensor([0.0, 1.0], dtype=y0.dtype)
 
-    def run() -> tuple[Tensor, Tensor]:
+    def run() -> tuple[Tensor, Callable[[], Tensor]]:
         levy = "space-time" if method == "srk" else "none"
         motion = BrownianInterval(
             0.0, 1.0, size=y0.shape, dtype=y0.dtype, levy_area_approximation=levy, entropy=0
         )
         end = sdeint(equation, y0, times, bm=motion, method=method, dt=1 / steps)[-1]
-        drawn = motion(0.0, 1.0)
-        return end, drawn[0] if isinstance(drawn, tuple) else drawn
+
+        def path() -> Tensor:
+            drawn = motion(0.0, 1.0)
+            return drawn[0] if isinstance(drawn, tuple) else drawn
+
+        return end, path
 
     return run
 
@@ -172,19 +184,17 @@ def main(rows: int, components: int, steps: int, rounds: int, quick: bool) -> No
     for _ in range(rounds):
         for name, run in ready.items():
             best[name] = min(best[name], timed(run))
-    own = tuple(f"{name}, {backend}" for name in OURS for backend in BACKENDS)
     print(f"{rows} rows x {components}, {steps} steps, float64, one thread, native: {NATIVE or 'yes'}")
     print(f"{'':26}{'cpu ms':>10}{'ns/number':>11}{'x draw':>9}{'strong error':>14}")
     for name, run in found.items():
         if run is None:
             print(f"{name:26}   NOT RUN: pip install torchsde")
             continue
-        # Our own rows draw their path once more, for the exact solution.
-        spent = best[name] - (best["our draw"] if name in own else 0)
+        spent = best[name]
         end, error = ends[name], ""
         if end is not None:
-            y, w = end
-            exact = torch.exp(MU - SIGMA**2 / 2 + SIGMA * w)
+            y, path = end
+            exact = torch.exp(MU - SIGMA**2 / 2 + SIGMA * path())
             error = f"{float((y - exact).detach().abs().mean()):.2e}"
         each = 1e9 * spent / rows / components / steps
         print(f"{name:26}{1e3 * spent:10.1f}{each:11.2f}{spent / best['our draw']:9.2f}{error:>14}")

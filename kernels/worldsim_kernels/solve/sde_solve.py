@@ -216,7 +216,7 @@ def walked(
     records = [each for each in (record, trail) if each is not None]
     for each in records:
         each.take({0: y0}, every)
-    for first, stop in blocks(count, rows * noise.components, take.block):
+    for first, stop in blocks(grid.count, rows * noise.components, take.block):
         leaving = count[now.index] <= first
         if bool(leaving.any()):
             ends.append((now.index[leaving], now.y[leaving]))
@@ -288,7 +288,7 @@ def blocks(count: Tensor, width: int, most: int = Eager.block) -> Iterator[tuple
     """(first, stop) of stretches in which no row ends, of at most so many increments."""
     size = max(2, most // max(width, 1) // 2 * 2)
     first = 0
-    for end in sorted(set(count.tolist())):
+    for end in count.unique().tolist():
         while first < end:
             stop = min(first + size, end)
             yield first, stop
