@@ -273,7 +273,6 @@ def test_unknown_options_are_named_and_wrong_ones_refused():
         ({"method": "dopri6"}, "no method 'dopri6'; there are adaptive_heun, .*tsit5"),
         ({"method": "leapfrog"}, "no method 'leapfrog'"),
         ({"method": "rk4", "options": {"interp": "quartic"}}, "linear or cubic"),
-        ({"method": "rk4", "options": {"perturb": True}}, "perturb"),
         ({"method": "rk4", "options": {"step_size": 0.0}}, "step_size"),
         ({"rtol": -1e-3}, "rtol must be finite and not negative"),
         ({"rtol": 0.0, "atol": 0.0}, "both 0"),
@@ -488,7 +487,125 @@ def test_the_adjoint_takes_the_parameters_that_are_named():
     slope = (1 + b / a) * t * math.exp(a * t) - b / a**2 * (math.exp(a * t) - 1)
     assert left.grad.item() == pytest.approx(2 * slope, rel=1e-6)
     with pytest.warns(UserWarning, match="takes no options first_step"):
-        odeint_adjoint(func, y0, T, adjoint_params=(), adjoint_options={"first_step": 0.1})
+        odeint_adjoint(func, y0, T, adjoint_params=(), adjoint_options={"first_step": 0.1}, rows=True)
+    with pytest.raises(ValueError, match="give them too"):
+        odeint_adjoint(
+            func, y0, T, adjoint_params=(), method="rk4", adjoint_method="dopri5", options={"step_size": 0.1}
+        )
+    with pytest.raises(ValueError, match="function or 'seminorm'"):
+        odeint_adjoint(func, y0, T, adjoint_params=(), adjoint_options={"norm": "l2"})
+
+
+@pytest.mark.parametrize("method", ["euler", "rk4", "dopri5"])
+def test_the_adjoint_of_a_tuple_takes_options_of_its_own(method):
+    found = []
+    for solver in (odeint_adjoint, torchdiffeq.odeint_adjoint):
+        rate = torch.tensor(0.7, dtype=F64, requires_grad=True)
+        y0 = tuple(torch.full(shape, 0.5, dtype=F64, requires_grad=True) for shape in ((), (2, 2)))
+        fixed = {"step_size": 1 / 8} if method != "dopri5" else {}
+        out = solver(
+            lambda t, y, rate=rate: (-rate * y[0] * t, y[0] - rate * y[1]),
+            y0,
+            T,
+            method=method,
+            adjoint_params=(rate,),
+            options={**fixed},
+            adjoint_options={**fixed} if fixed else {"norm": "seminorm"},
+            rtol=1e-9,
+            atol=1e-9,
+        )
+        sum(each[2:].abs().square().sum() for each in out).backward()
+        found.append([*(each.detach() for each in out), *(each.grad for each in y0), rate.grad])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("tupled", [False, True])
+def test_the_adjoint_of_complex_states_is_the_gradient_of_the_steps(tupled):
+    """torchdiffeq's fails beside real parameters."""
+    found = []
+    for solver in (odeint_adjoint, odeint):
+        turn = torch.tensor(0.7, dtype=F64, requires_grad=True)
+        y0 = torch.tensor([0.5 + 0.2j, 1.0 - 1.0j], dtype=torch.complex128, requires_grad=True)
+        t = T.clone().requires_grad_()
+        given = {"adjoint_params": (turn,)} if solver is odeint_adjoint else {}
+        if tupled:
+            out = solver(
+                lambda t, y, a=turn: (1j * a * y[0] * t, -y[1]),
+                (y0, torch.ones(1, dtype=F64)),
+                t,
+                **TIGHT,
+                **given,
+            )[0]
+        else:
+            out = solver(lambda t, y, a=turn: 1j * a * y * t, y0, t, **TIGHT, **given)
+        (out[2:] * (1 + 2j)).real.square().sum().backward()
+        found.append([out.detach(), y0.grad, turn.grad, t.grad])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_the_way_back_has_its_grid_its_norm_and_its_listeners():
+    grids, seen, heard = [], [], []
+
+    class Falling(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rate = torch.nn.Parameter(torch.tensor([0.5, 1.0], dtype=F64))
+
+        def forward(self, t, y):
+            return -self.rate * y
+
+        def callback_step_adjoint(self, t, y, h):
+            heard.append((float(t), len(y)))
+
+    def grid(func, y, t):
+        grids.append(t.tolist())
+        return torch.linspace(float(t[0]), float(t[-1]), 11).to(t)
+
+    def norm(z):
+        seen.append([each.shape for each in z])
+        return torch.stack([each.abs().max() for each in z]).max()
+
+    start, ends = torch.ones(2, dtype=F64, requires_grad=True), torch.tensor([0.0, 1.0], dtype=F64)
+    odeint_adjoint(Falling(), start, ends, method="euler", options={"grid_constructor": grid})[
+        -1
+    ].sum().backward()
+    assert grids == [[0.0, 1.0], [1.0, 0.0]]
+    # Euler's rule for the adjoint equation on that grid, backwards.
+    torch.testing.assert_close(start.grad, (1 - 0.1 * Falling().rate.detach()) ** 10)
+    assert [at for at, _ in heard] == pytest.approx([1 - 0.1 * i for i in range(10)])
+    assert {parts for _, parts in heard} == {4}
+    start = (torch.ones((), dtype=F64, requires_grad=True), torch.ones(2, dtype=F64))
+    rate = torch.tensor(0.5, dtype=F64, requires_grad=True)
+    out = odeint_adjoint(
+        lambda t, y: (-rate * y[0], -y[1]),
+        start,
+        ends,
+        adjoint_params=(rate,),
+        adjoint_options={"norm": norm},
+    )
+    out[0][-1].backward()
+    assert seen[0] == [torch.Size(each) for each in ((), (), (2,), (), (2,), ())]
+    assert rate.grad.item() == pytest.approx(-math.exp(-0.5), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", FIXED)
+def test_a_perturbed_grid_sees_no_jump_from_its_wrong_side(method):
+    """y' = 1 up to t = 1 and 3 from there: with the jump on the grid each method is exact, if it looks from
+    within."""
+    times = []
+
+    def jumps(t, y):
+        times.append(float(t))
+        return torch.where(t < 1, 1.0, 3.0) * torch.ones_like(y)
+
+    start = torch.zeros(1, dtype=F64)
+    for t, exact in ((T, 4.0), (T.flip(0), -4.0)):
+        options = {"step_size": 0.5, "perturb": True}
+        found = odeint(jumps, start, t, method=method, options=options)[-1]
+        torch.testing.assert_close(found, torch.tensor([exact], dtype=F64), rtol=0, atol=1e-12)
+    assert not {0.0, 0.5, 1.0, 1.5, 2.0} & set(times)
 
 
 def test_a_dense_solution_is_a_function_of_time():

@@ -16,6 +16,7 @@ from worldsim_kernels.solve.api import Save, checked, solve
 from worldsim_kernels.solve.control import PID, Constant, norm
 from worldsim_kernels.solve.judged import Judge, Judged
 from worldsim_kernels.solve.layout import State, field_of, layout_of, tolerance
+from worldsim_kernels.solve.perturbed import Perturbed, within
 from worldsim_kernels.solve.solution import Solution
 from worldsim_kernels.solve.steppers import HOME, stepper_of
 from worldsim_kernels.solve.terms import ODE
@@ -79,21 +80,15 @@ class Call:
         judge = None if self.fixed else self._judge(rtol, atol)
         self.controller = None if self.fixed else self._pid(rtol, atol, judge)
         self.stepper: Any = _stepper(self.name, self.fixed)
+        if self.fixed and self.options.get("perturb"):
+            self.stepper = Perturbed(self.stepper)
         if judge is not None or self.callbacks:
             self.stepper = Judged(self.stepper, judge, self.callbacks)
 
     def term(self, before: Tensor | None = None, after: Tensor | None = None) -> ODE:
         """The field as one of rows; it sees times after ``before`` and before ``after`` alone."""
-        field = field_of(self.layout, self.func)
-        if before is None and after is None:
-            return ODE(field, self.args)
-
-        def walled(t: Tensor, y: Tensor, *args: Tensor) -> Tensor:
-            low = None if before is None else torch.nextafter(before.to(t), t.new_tensor(float("inf")))
-            high = None if after is None else torch.nextafter(after.to(t), t.new_tensor(float("-inf")))
-            return field(t + (t.clamp(low, high) - t).detach(), y, *args)
-
-        return ODE(walled, self.args)
+        term = ODE(field_of(self.layout, self.func), self.args)
+        return term if before is None and after is None else within(term, before, after)
 
     def solve(
         self,
@@ -231,10 +226,6 @@ class Call:
         unknown = sorted(set(self.options) - set(known))
         if unknown:
             warnings.warn(f"odeint: {self.name} knows no options {', '.join(unknown)}", stacklevel=4)
-        if self.options.get("perturb"):
-            raise ValueError(
-                "options['perturb'] is not offered: name the jumps of an adaptive method in jump_t"
-            )
         if self.options.get("interp", "linear") not in ("linear", "cubic"):
             raise ValueError(f"options['interp'] must be linear or cubic, not {self.options['interp']!r}")
         if self.layout.rows and "norm" in self.options:

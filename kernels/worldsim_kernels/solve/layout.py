@@ -55,7 +55,9 @@ class Layout:
             part = flat[..., first : first + size]
             first += size
             if dtype.is_complex:
-                part = torch.view_as_complex(part.reshape((*kept, *shape, 2)).contiguous())
+                part = torch.complex(
+                    *part.reshape((*kept, *shape, 2)).unbind(-1)
+                )  # at any offset, as no view is
             parts.append(part.reshape((*kept, *shape)))
         return tuple(parts) if self.tupled else parts[0]
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 
 from worldsim_kernels.solve.adjoint import ContinuousAdjoint
 from worldsim_kernels.solve.api import Problem, Save
+from worldsim_kernels.solve.augmented import Call as AdjointCall
+from worldsim_kernels.solve.augmented import adjoint_norm
 from worldsim_kernels.solve.call import ADAPTIVE, FIXED, Call
 from worldsim_kernels.solve.events import Event
 from worldsim_kernels.solve.layout import State
@@ -58,7 +61,8 @@ def odeint(
               the next
     options   adaptive: first_step, min_step (shorter ones are not tried, so the tolerance may be missed),
               max_step, safety, ifactor, dfactor, max_num_steps, norm, step_t (steps end there), jump_t (the
-              field jumps there). Fixed: step_size, grid_constructor, interp ("linear" or "cubic")
+              field jumps there). Fixed: step_size, grid_constructor, interp ("linear" or "cubic"), perturb
+              (the field is seen at the ends of a step from within)
     event_fn  ``t, y -> tensor``; the solve goes from t[0] in the direction of t[1] until an entry changes its
               sign, and gives (time, ``[2, *state]``: start and end), both differentiable
     rows      the first axis of ``y0`` is of independent rows, each with its own steps. ``func`` and
@@ -154,8 +158,8 @@ def odeint_adjoint(
     method: str | None = None,
     options: Mapping[str, Any] | None = None,
     event_fn: Callable[..., Tensor] | None = None,
-    adjoint_rtol: float | None = None,
-    adjoint_atol: float | None = None,
+    adjoint_rtol: Any = None,
+    adjoint_atol: Any = None,
     adjoint_method: str | None = None,
     adjoint_options: Mapping[str, Any] | None = None,
     adjoint_params: Any = None,
@@ -163,46 +167,67 @@ def odeint_adjoint(
     args: tuple[Tensor, ...] = (),
 ) -> Any:
     """``odeint`` with gradients by the continuous adjoint equation, solved backwards: no steps are kept, and
-    the gradients are as exact as the tolerances (see ``ContinuousAdjoint``).
+    the gradients are as exact as the tolerances (see ``augmented``; with ``rows``, ``ContinuousAdjoint``).
 
-    adjoint_rtol, adjoint_atol, adjoint_method  as rtol, atol, method where None; dopri5 where that takes
-              fixed steps. Integrals for parameters are left out of the error, as torchdiffeq's norm
-              "seminorm" leaves them out
+    adjoint_rtol, adjoint_atol, adjoint_method  as rtol (its least), atol (its least) and method where None
+    adjoint_options  of the way back; None for ``options`` without their norm. "norm" is "seminorm", or a
+              function of (dL/dt, y, dL/dy, dL/dparameter ...), tuples spread out. With ``rows`` there are
+              none: parameters are left out of the error, and a method of fixed steps becomes dopri5
     adjoint_params  the tensors that get gradients beside y0, t and args; None for what ``func`` has, which
               must be a module then
 
-    With ``event_fn`` the steps that were taken are replayed instead. Warns of adjoint_options but for "norm".
-    Raises as ``odeint`` does, and ValueError for neither a module nor adjoint_params.
+    ``func.callback_step_adjoint``, ``callback_accept_step_adjoint`` and ``callback_reject_step_adjoint`` hear
+    of the way back. With ``event_fn`` the steps that were taken are replayed instead.
+    Raises as ``odeint`` does, and ValueError for neither a module nor adjoint_params, and for options whose
+    counterpart of another adjoint_method is not given.
     """
     if adjoint_params is None and not isinstance(func, nn.Module):
         raise ValueError("func must be a module, or its tensors be named in adjoint_params (() for none)")
+    own = func.parameters() if isinstance(func, nn.Module) and adjoint_params is None else adjoint_params
+    named = tuple(own)
+    chosen: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": options}
+    back: dict[str, Any] = {
+        "rtol": _least(rtol if adjoint_rtol is None else adjoint_rtol),
+        "atol": _least(atol if adjoint_atol is None else adjoint_atol),
+        "method": method if adjoint_method is None else adjoint_method,
+    }
+    if event_fn is not None:
+        return odeint(func, y0, t, event_fn=event_fn, rows=rows, args=args, **chosen)
+    if rows or args:
+        way = _by_rows(back, adjoint_options)
+        return odeint(func, y0, t, rows=rows, args=args, gradient=Chosen(way, named), **chosen)
+    if back["method"] != method and options is not None and adjoint_options is None:
+        raise ValueError(
+            "adjoint_method is another than method, so adjoint_options cannot be options: give them too"
+        )
+    plain = {key: value for key, value in (options or {}).items() if key != "norm"}
+    settings = dict(plain if adjoint_options is None else adjoint_options)
+    tupled = isinstance(y0, tuple)
+    norm = adjoint_norm(
+        settings.pop("norm", None), (options or {}).get("norm"), len(y0) if tupled else 1, tupled
+    )
+    if norm is not None and back["method"] not in FIXED:
+        settings["norm"] = norm
+    call = AdjointCall(
+        func,
+        partial(odeint, **chosen),
+        partial(odeint, **back, options=settings),
+        tupled,
+        tuple(each for each in named if each.requires_grad),
+    )
+    return call.solved(y0, t)
+
+
+def _by_rows(back: Mapping[str, Any], adjoint_options: Mapping[str, Any] | None) -> ContinuousAdjoint:
     unused = sorted(set(adjoint_options or {}) - {"norm"})
     if unused:
         warnings.warn(
-            f"odeint_adjoint: the adjoint equation takes no options {', '.join(unused)}", stacklevel=2
+            f"odeint_adjoint: with rows the adjoint equation takes no options {', '.join(unused)}",
+            stacklevel=3,
         )
-    name = adjoint_method or method or "dopri5"
-    way = ContinuousAdjoint(
-        rtol=_least(rtol if adjoint_rtol is None else adjoint_rtol),
-        atol=_least(atol if adjoint_atol is None else adjoint_atol),
-        stepper="dopri5" if name in FIXED else ADAPTIVE.get(name, name),
-    )
-    parameters = (
-        func.parameters() if adjoint_params is None and isinstance(func, nn.Module) else adjoint_params
-    )
-    return odeint(
-        func,
-        y0,
-        t,
-        rtol=rtol,
-        atol=atol,
-        method=method,
-        options=options,
-        event_fn=event_fn,
-        rows=rows,
-        args=args,
-        gradient=None if event_fn is not None else Chosen(way, tuple(parameters)),
-    )
+    name = back["method"] or "dopri5"
+    stepper = "dopri5" if name in FIXED else ADAPTIVE.get(name, name)
+    return ContinuousAdjoint(rtol=back["rtol"], atol=back["atol"], stepper=stepper)
 
 
 @dataclass(frozen=True)

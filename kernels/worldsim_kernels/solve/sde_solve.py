@@ -288,7 +288,7 @@ def blocks(count: Tensor, width: int, most: int = Eager.block) -> Iterator[tuple
     """(first, stop) of stretches in which no row ends, of at most so many increments."""
     size = max(2, most // max(width, 1) // 2 * 2)
     first = 0
-    for end in count.unique().tolist():
+    for end in sorted(set(count.tolist())):
         while first < end:
             stop = min(first + size, end)
             yield first, stop
