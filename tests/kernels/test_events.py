@@ -272,6 +272,25 @@ def test_a_ball_that_comes_to_rest_ends_with_advice():
         found.check()
 
 
+@pytest.mark.parametrize("end", [1e2, 1e12])
+def test_a_far_end_does_not_make_bounces_an_instant(end):
+    h, g, _ = balls(3)
+    e = torch.ones_like(h)
+    bell = Event(lambda t, y, *a: t - 30)
+    controller = PID(1e-9, 1e-9, largest=0.5)
+    found = solve(
+        ODE(falling, (g, e)),
+        dropped(h),
+        0.0,
+        end,
+        controller=controller,
+        events=[Event(height, reset=bounce), bell],
+    )
+    assert (found.status == Status.EVENT).all()
+    flight = (2 * h / g).sqrt()
+    assert found.events.count.tolist() == (((30 - flight) / (2 * flight)).floor().long() + 2).tolist()
+
+
 def test_a_limit_of_crossings():
     noted = Event(lambda t, y: y[:, 0], terminal=False, limit=2)
     start = torch.cat([CIRCLE, 0 * CIRCLE + 1e-3])

@@ -11,6 +11,7 @@ Sources: Hairer, Norsett, Wanner 1993, *Solving Ordinary Differential Equations 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -69,7 +70,8 @@ class PID:
                           does not grow right after one that was rejected
     smallest, largest     absolute bounds of the step; a row whose step must be smaller fails
     first                 the first step, None for an estimate (Hairer, Norsett, Wanner 1993, II.4)
-    Raises ValueError for a tolerance that is negative or not a number, or if both are 0.
+    Raises ValueError for a tolerance that is negative or not a number, if both are 0, and for other numbers
+    with which no step could be taken.
     """
 
     rtol: float | Tensor = 1e-6
@@ -93,8 +95,13 @@ class PID:
             raise ValueError("rtol and atol are both 0: no step could ever be accepted; make one positive")
         if not 0 < self.shrink < 1 < self.grow or not 0 < self.safety <= 1:
             raise ValueError("expected 0 < shrink < 1 < grow and 0 < safety <= 1")
-        if not 0 <= self.smallest <= self.largest:
-            raise ValueError("expected 0 <= smallest <= largest")
+        if not 0 <= self.smallest <= self.largest or not self.largest > 0:
+            raise ValueError("expected 0 <= smallest <= largest and 0 < largest")
+        if not all(math.isfinite(x) for x in (self.integral, self.proportional, self.derivative)):
+            raise ValueError("integral, proportional and derivative must be finite")
+        first = None if self.first is None else torch.as_tensor(self.first, dtype=torch.float64)
+        if first is not None and not bool(((first > 0) & first.isfinite()).all()):
+            raise ValueError(f"first must be positive and finite, it is {first.min().item()}")
 
 
 @dataclass(frozen=True)

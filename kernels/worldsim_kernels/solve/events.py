@@ -24,7 +24,7 @@ from worldsim_kernels.solve.terms import of_rows
 
 SAMPLES = 8
 BREATHLESS = 16
-"""Stops of a row in a row, each within ``INSTANT`` of the solve's length after the other, that are too many:
+"""Stops of a row in a row, each within ``INSTANT`` of the time since t0 after the other, that are too many:
 crossings accumulate (Zeno), and would do so until max_steps."""
 INSTANT = 2.0**-40
 

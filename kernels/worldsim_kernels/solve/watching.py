@@ -28,7 +28,6 @@ class Watch:
         self.crossed = torch.zeros(n, len(self.events), dtype=torch.int64, device=device)
         self.breathless = torch.zeros(n, dtype=torch.int64, device=device)
         self.stopped = torch.full((n,), float("-inf"), dtype=torch.float64, device=device)
-        self.instant = INSTANT * (problem.t1 - problem.t0).abs()
         self.entries: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
 
     def look(self, tried: Try, index: Tensor, number: Tensor) -> tuple[Found, Tensor]:
@@ -43,7 +42,8 @@ class Watch:
         once = torch.ones_like(row)
         self.crossed.index_put_((row, found.which), once, accumulate=True)
         stopped = index[found.stopped]
-        soon = (found.ahead - self.stopped[stopped]).abs() <= self.instant[stopped]
+        instant = INSTANT * (found.ahead - self.problem.t0[stopped]).abs()
+        soon = (found.ahead - self.stopped[stopped]).abs() <= instant
         self.breathless[stopped] = torch.where(soon, self.breathless[stopped] + 1, 0)
         self.stopped[stopped] = found.ahead
         return found, ((self.crossed > self.limit).any(1) | (self.breathless >= BREATHLESS))[index]
