@@ -116,7 +116,8 @@ def windows(truth: Trajectory, batch: int, window: int | None, rng: torch.Genera
     """``batch`` random windows of ``window`` frames (whole trajectories when None), drawn with replacement.
 
     Windows of ragged trajectories end before these do, where any is long enough. Times start where the
-    first trajectory's do: a window's absolute time is not shown to the model.
+    first trajectory's do: a window's absolute time is not shown to the model, and ValueError is raised where
+    that would change the steps between frames.
     """
     frames = len(truth.times)
     width = frames if window is None else min(window, frames)
@@ -125,6 +126,12 @@ def windows(truth: Trajectory, batch: int, window: int | None, rng: torch.Genera
         return truth
     if width == frames:
         return truth.rows(torch.randint(n, (batch,), generator=rng))
+    gaps = truth.times.diff()
+    if not torch.allclose(gaps, gaps[:1].expand_as(gaps), rtol=1e-6, atol=0):
+        raise ValueError(
+            f"windows of {width} of {frames} frames need a uniform time grid, and steps here go from "
+            f"{float(gaps.min()):g} to {float(gaps.max()):g}: leave fit.window out, or resample the data"
+        )
     rows, first = _places(truth, batch, width, rng)
     frame = first[:, None] + torch.arange(width)
     left = None if truth.length is None else truth.length[rows] - first.to(truth.length)[:, None]

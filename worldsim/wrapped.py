@@ -83,6 +83,7 @@ class Wrapped(nn.Module):
         self.register_buffer("shift", shift)
         self.register_buffer("scale", scale)
         self.floating = train.states.is_floating_point()
+        self.trained_on = train.state_shape
         self.dtype = dtype if kind != "none" and self.floating else None
         self.block = block
         self.uses = tuple(uses)
@@ -161,8 +162,14 @@ class Wrapped(nn.Module):
         """Physical units, on the CPU; blocks of a fixed size, the last one padded and cropped.
 
         ``generator`` gives one seed, and each block has a generator of its own from it. Observables of the
-        context are what a model does not see, and are not shown to it.
+        context are what a model does not see, and are not shown to it. Raises ValueError for actions that do
+        not go with the context and ``times``.
         """
+        if actions is not None and actions.shape[:2] != (len(context), len(times)):
+            raise ValueError(
+                f"actions must be [trajectory, time, *action] = {[len(context), len(times), '...']}, one for "
+                f"each time of the forecast, found {list(actions.shape)}"
+            )
         device = self.shift.device
         context, times = replace(context, observables={}).to(device=device), times.to(device)
         actions = None if actions is None else actions.to(device)
@@ -185,11 +192,21 @@ class Wrapped(nn.Module):
         generator: torch.Generator,
     ) -> Trajectory:
         guides = [use for use in self.uses if "guidance" in use.mechanisms]
-        arguments = (self.inward(context), times, actions, draws, generator)
-        if guides:
-            guess = self.inner.guided_rollout(*arguments, self._correction(guides, context))
-        else:
-            guess = self.inner.rollout(*arguments)
+        try:
+            arguments = (self.inward(context), times, actions, draws, generator)
+            if guides:
+                guess = self.inner.guided_rollout(*arguments, self._correction(guides, context))
+            else:
+                guess = self.inner.rollout(*arguments)
+        except (RuntimeError, ValueError) as error:
+            if context.state_shape == self.trained_on:
+                raise
+            # Some models do carry over to other shapes (more bodies, say): only trying tells.
+            raise ValueError(
+                f"{type(self.inner).__name__} was built for states {list(self.trained_on)} and cannot take "
+                f"{list(context.state_shape)}: give this split a system with states of that shape, or take a "
+                f"model that is not bound to one ({error})"
+            ) from error
         self._check(guess, context, times, draws)
         physical = self.outward(guess).to(device="cpu")
         for use in self.uses:

@@ -97,6 +97,14 @@ def test_windows_are_cut_from_every_part_alike():
     assert torch.equal(cut.actions[:, 1:] - cut.actions[:, :-1], torch.ones(30, 3, 1, dtype=torch.float64))
 
 
+def test_windows_of_an_uneven_grid_are_refused():
+    truth = decaying()
+    uneven = truth.replace(times=truth.times.square())
+    assert windows(uneven, 30, None, torch.Generator().manual_seed(0)) is uneven
+    with pytest.raises(ValueError, match=r"windows of 4 of 9 frames need a uniform time grid"):
+        windows(uneven, 30, 4, torch.Generator().manual_seed(0))
+
+
 def test_cosine_schedule_ends_at_zero():
     settings = FitSettings(steps=10, learning_rate=1.0, schedule="cosine")
     assert settings.learning_rate_at(0) == 1.0

@@ -84,6 +84,14 @@ def test_rollouts_are_physical_and_start_where_the_context_ends():
     assert guess.units == data.units
 
 
+def test_actions_that_do_not_go_with_the_times_are_refused():
+    data = truth()
+    context, generator = data.span(0, 2), torch.Generator()
+    for shape in ((7, 3, 1), (6, 4, 1)):
+        with pytest.raises(ValueError, match=r"must be \[trajectory, time, \*action\] = \[7, 4, '...'\]"):
+            wrapped(data).rollout(context, data.times[1:], torch.zeros(shape), 1, generator)
+
+
 def test_a_row_does_not_depend_on_how_many_more_there_are():
     data = truth()
     model = wrapped(data, block=4)
