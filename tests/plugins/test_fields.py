@@ -117,6 +117,13 @@ def test_a_taylor_green_vortex_decays_by_viscosity_alone():
     assert torch.allclose(found, vortex[0] * math.exp(-2 * 0.1 * 2), atol=1e-12)
 
 
+def test_a_forcing_that_the_grid_does_not_resolve_is_refused():
+    with pytest.raises(ValueError, match="forced_mode of 4 is not resolved by 12 points: take more than 12"):
+        Vorticity(points=12, forcing=1.0)
+    assert Vorticity(points=12).forced_mode == 4  # of no account without forcing
+    assert Vorticity(points=14, forcing=1.0).push.abs().amax() > 1
+
+
 def test_a_forced_flow_drifts_with_its_forcing():
     system = FIELDS["forced_vorticity"]
     still = torch.zeros(1, 32, 32, 1, dtype=F64)

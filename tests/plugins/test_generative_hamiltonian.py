@@ -81,6 +81,8 @@ def test_what_cannot_be_read_is_said() -> None:
         system.energy_of_frames(black[:, :4], times[:4])
     with pytest.raises(ValueError, match="energy must be"):
         SpringFrames(energy=(0.5, 0.1))
+    with pytest.raises(ValueError, match="energy must reach above 0"):
+        SpringFrames(energy=(0.0, 0.0))
 
 
 # The score
@@ -203,7 +205,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_a_short_training_forecasts_better_than_a_still_picture() -> None:
-    system = SpringFrames(pixels=8)
+    system = SpringFrames()
     truth = film(system, 64, 12, 0.4)
     model = built(truth, context=3, width=32)
     optimiser = torch.optim.Adam(model.parameters(), 4e-3)

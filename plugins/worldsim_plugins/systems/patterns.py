@@ -132,6 +132,11 @@ class Vorticity(PeriodicField):
         forced_mode: Annotated[int, Field(ge=1, description="its wavenumber along y")] = 4,
         step: Step = 0.01,
     ) -> None:
+        if forcing and not 3 * forced_mode < points:
+            raise ValueError(
+                f"a forced_mode of {forced_mode} is not resolved by {points} points: take more than "
+                f"{3 * forced_mode}"
+            )
         super().__init__(2, points, length, step)
         self.viscosity, self.drag = viscosity, drag
         self.forcing, self.forced_mode = forcing, forced_mode

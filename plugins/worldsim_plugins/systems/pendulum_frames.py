@@ -24,7 +24,7 @@ from worldsim.protocols import System
 from worldsim_plugins.systems import integrated
 from worldsim_plugins.systems.pendulum import Pendulum
 
-Pixels = Annotated[int, Field(ge=8, le=128, description="pixels along each side of a frame")]
+Pixels = Annotated[int, Field(ge=16, le=128, description="pixels along each side of a frame")]
 WIDTH, MARGIN = 0.24, 0.7
 """w, and what is seen beyond the farthest that the bob can be, which is at 1 from the middle."""
 BLACK = 0.01
@@ -178,6 +178,8 @@ class SpringFrames(Film):
             0.5,
         ),
     ) -> None:
+        if energy[1] == 0:
+            raise ValueError("energy must reach above 0: the film is as wide as the largest swing")
         super().__init__(Spring(energy), pixels, Spring.units)
         self.reach = math.sqrt(2 * energy[1])
 

@@ -111,13 +111,7 @@ class VanDerPol:
             states[stiff] = flow(field, start.states[stiff], times, (start.mu[stiff],), ATOL)
         if bool((~stiff).any()):
             held = start.mu[~stiff, None, None].expand(-1, len(times), 1)
-            mild = integrated.flow(
-                lambda x, u: field(times[0], x, 0.0 if u is None else u[:, 0]),
-                start.states[~stiff],
-                times,
-                held,
-            )
-            states[~stiff] = mild
+            states[~stiff] = integrated.flow(_held, start.states[~stiff], times, held)
         return states
 
     def equivalent_histories(
