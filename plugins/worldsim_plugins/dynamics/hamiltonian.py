@@ -115,7 +115,8 @@ class Hamiltonian(vector_field.LearnedField):
 
 
 def check_canonical(truth: Trajectory) -> None:
-    """Raises ValueError unless states end in (q, p) halves and nothing drives them."""
+    """Raises ValueError unless states are numbers that end in (q, p) halves and nothing drives them."""
+    vector_field.check_real(truth)
     if not truth.state_shape or truth.state_shape[-1] % 2:
         raise ValueError(
             "a Hamiltonian network needs a last state axis (q, p), half and half; the state is "

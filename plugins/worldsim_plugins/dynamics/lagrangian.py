@@ -147,6 +147,7 @@ def cranmer_weights(network: Perceptron) -> None:
 
 def check_velocities(truth: Trajectory, mass: float) -> None:
     """Raises ValueError unless states are positions and velocities times ``mass`` and nothing drives them."""
+    vector_field.check_real(truth)
     if truth.actions is not None:
         raise ValueError("a Lagrangian network is not driven, and this system is: use neural_ode")
     if len(truth.state_shape) != 1 or truth.state_shape[0] % 2:
@@ -157,6 +158,7 @@ def check_velocities(truth: Trajectory, mass: float) -> None:
     if "derivative" not in truth.observables:
         return
     rates = vector_field.frames(truth.observables["derivative"], truth).double().chunk(2, -1)[0]
+    vector_field.check_moving(rates)
     said = vector_field.frames(truth.states, truth).double().chunk(2, -1)[1] / mass
     slope = (rates * said).sum() / said.square().sum()
     left = (rates - slope * said).square().sum() / rates.square().sum()

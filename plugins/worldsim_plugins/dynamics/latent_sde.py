@@ -139,7 +139,10 @@ class LatentSDE(nn.Module):
         draws: int,
         generator: torch.Generator,
     ) -> Trajectory:
-        """``draws`` independent futures ``[trajectory, draw, time, *state]`` of ``context``."""
+        """``draws`` independent futures ``[trajectory, draw, time, *state]`` of ``context``; ValueError for
+        actions."""
+        if actions is not None:
+            raise ValueError("latent_sde is not driven: leave the actions out, or use neural_sde")
         context = context.to(dtype=self.log_error.dtype)
         frames = context.states[:, 0].flatten(2).repeat_interleave(draws, 0)
         codes = self.encoded(frames)
@@ -151,7 +154,7 @@ class LatentSDE(nn.Module):
         return context.replace(
             states=states.reshape(-1, draws, len(times), *context.state_shape),
             times=times,
-            actions=actions,
+            actions=None,
             observables={},
             length=None,
         )

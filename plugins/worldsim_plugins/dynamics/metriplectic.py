@@ -127,6 +127,7 @@ class Metriplectic(vector_field.LearnedField):
         ] = None,
     ) -> None:
         super().__init__()
+        vector_field.check_real(truth)
         if truth.actions is not None:
             raise ValueError("metriplectic dynamics are closed, and this system is not: use port_hamiltonian")
         if len(truth.state_shape) != 1 or truth.state_shape[0] < 2:

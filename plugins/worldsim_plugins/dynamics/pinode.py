@@ -133,8 +133,11 @@ class PINODE(vector_field.LearnedField):
         return torch.func.jvp(self.decode, (z,), (self.rate * self.field(z),))[1]
 
     def path(self, state: Tensor, times: Tensor, actions: Tensor | None) -> Tensor:
-        """``[trajectory, time, *state]``; the first frame is ``state`` itself, not its reconstruction."""
-        codes = self.solver.solve(LatentField(self), self.encode(state), times, actions, None)
+        """``[trajectory, time, *state]``; the first frame is ``state`` itself, not its reconstruction.
+        ValueError for actions."""
+        if actions is not None:
+            raise ValueError("pinode is not driven: leave the actions out, or use neural_ode")
+        codes = self.solver.solve(LatentField(self), self.encode(state), times, None, None)
         return torch.cat([state.unsqueeze(1), self.decode(codes[:, 1:])], 1)
 
     def loss(self, truth: Trajectory) -> Tensor:

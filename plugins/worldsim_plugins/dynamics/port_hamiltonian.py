@@ -201,6 +201,7 @@ def spread(values: Tensor) -> Tensor:
 
 def checked_size(truth: Trajectory, structure: str, form: str, angles: list[int]) -> int:
     """Components of a state; raises ValueError for a state, a form or angles that do not fit together."""
+    vector_field.check_real(truth)
     if len(truth.state_shape) != 1:
         raise ValueError(f"port_hamiltonian needs states of one axis, they are {list(truth.state_shape)}")
     size = truth.state_shape[0]

@@ -106,6 +106,7 @@ class SymplecticNet(nn.Module):
         check_canonical(truth)
         self.time_step = step_of(truth.times)
         change = vector_field.frames(truth.states.diff(dim=2), truth.span(1)).double().square().mean()
+        vector_field.check_moving(change)
         self.register_buffer("rate", change.sqrt().float())
         self.axes = len(truth.state_shape)
         size = math.prod(truth.state_shape) // 2

@@ -84,8 +84,18 @@ class Perceptron(nn.Module):
         return gradient
 
 
+def check_real(truth: Trajectory) -> None:
+    """Raises ValueError for tokens."""
+    if not truth.states.is_floating_point():
+        raise ValueError(
+            f"this model moves real numbers, and the states are tokens ({truth.states.dtype}): use a token "
+            "model"
+        )
+
+
 def state_axes(truth: Trajectory, each_body: bool) -> int:
     """How many of the last axes of a state one field sees: all, or all but that of the bodies."""
+    check_real(truth)
     axes = len(truth.state_shape)
     if not axes:
         raise ValueError("a vector field needs states with an axis: a single number as [..., 1]")
@@ -101,7 +111,7 @@ def typical_rates(truth: Trajectory) -> Tensor:
     """Root mean square of dx/dt per component, ``[*state]``, in float32.
 
     Taken from the observable "derivative" where there is one, else from differences of frames. Raises
-    ValueError when there is neither.
+    ValueError when there is neither, or nothing moves.
     """
     rates = truth.observables.get("derivative")
     at = truth
@@ -110,7 +120,18 @@ def typical_rates(truth: Trajectory) -> Tensor:
             raise ValueError("typical rates need windows of at least two frames: set fit.window")
         gaps = truth.times.diff().reshape(-1, *[1] * len(truth.state_shape))
         rates, at = truth.states.diff(dim=2) / gaps, truth.span(1)
-    return frames(rates, at).double().square().mean(0).sqrt().float()
+    typical = frames(rates, at).double().square().mean(0).sqrt().float()
+    check_moving(typical)
+    return typical
+
+
+def check_moving(sizes: Tensor) -> None:
+    """Raises ValueError when all ``sizes`` of rates or changes are 0."""
+    if not bool(sizes.any()):
+        raise ValueError(
+            "the training states never change, so there is no motion to learn: choose other starts or, as a "
+            "model is built from the first fit.window frames of each trajectory, a longer window"
+        )
 
 
 def frames(value: Tensor, truth: Trajectory) -> Tensor:
