@@ -119,6 +119,6 @@ def test_states_of_another_shape_are_named_and_more_bodies_are_not_refused():
         model.rollout(wider.span(0, 1), truth.times, None, 1, rng())
     bodies = moving("spring_graph")
     with forked(0):
-        model = Wrapped(lambda example: SpringGraph(example, width=8), "canonical", bodies)
+        model = Wrapped(lambda example: SpringGraph(example, width=8), SpringGraph.scaling, bodies)
     fewer = bodies.replace(states=bodies.states[..., :2, :], observables={})
     assert model.rollout(fewer.span(0, 1), bodies.times, None, 1, rng()).states.shape == (5, 1, 6, 2, 4)

@@ -1,9 +1,9 @@
 """Bodies that act on each other in pairs, along the lines between them, with a learned law.
 
-    H = sum_i a_i |p_i - p_0|^2 / 2 + sum_{i<j} c_i c_j v_theta(|q_i - q_j|)
+    H = sum_i a_i |p_i|^2 / 2 + sum_{i<j} c_i c_j v_theta(|q_i - q_j|)
 
 The force of body j on body i is the opposite of that of i on j (Newton's third law), so total momentum stays;
-it lies along q_i - q_j, so angular momentum stays (where momenta lie along velocities); it is the gradient of
+it lies along q_i - q_j, and the momentum along the velocity, so angular momentum stays; it is the gradient of
 a potential, so energy stays too, up to the solver's error. What is learned is v, the inertias 1 / a_i and the
 charges c_i. Interaction networks (Battaglia et al. 2016) leave the third law to be learned.
 """
@@ -26,14 +26,22 @@ from worldsim_plugins.dynamics.vector_field import Activation, Depth, Loss, Widt
 from worldsim_plugins.solvers import symplectic
 
 NEAR = 1e-6
-"""Added to squared distances, in scaled units, so that a body's distance to itself has a gradient."""
+"""Added to squared distances, in the model's units, so that a body's distance to itself has a gradient."""
 
 
 class SpringGraph(vector_field.LearnedField):
     """States ``[body, (q, p)]``, not driven and without walls. One law for all pairs of bodies, which
-    have one inertia and one charge when they are ``alike``. The default solver is ``leapfrog``."""
+    have one inertia and one charge when they are ``alike``. The default solver is ``leapfrog``.
 
-    scaling = "canonical"
+    The model sees states in physical units (scaling "none"), because a body whose momentum is 0 must rest,
+    and makes its own units of length and of momentum from the states it is built from.
+    """
+
+    scaling = "none"
+    length: Tensor
+    momentum: Tensor
+    rate: Tensor
+    speed: Tensor
 
     def __init__(
         self,
@@ -57,39 +65,48 @@ class SpringGraph(vector_field.LearnedField):
                 f"spring_graph needs states [body, (q, p)], and they are {list(truth.state_shape)}: use "
                 "hamiltonian"
             )
-        bodies, components = truth.state_shape
+        bodies = truth.state_shape[0]
         self.objective = loss
         self.solver = symplectic.leapfrog() if solver is None else solver
+        q, p = vector_field.frames(truth.states, truth).double().flatten(0, 1).chunk(2, -1)
+        length, momentum = q.var(0, correction=0).mean().sqrt(), p.square().mean().sqrt()
+        self.register_buffer("length", torch.where(length > 0, length, 1.0).float())
+        self.register_buffer("momentum", torch.where(momentum > 0, momentum, 1.0).float())
         rate = vector_field.typical_rates(truth)
         of_q, of_p = (half.square().mean().sqrt() for half in rate.chunk(2, -1))
-        self.register_buffer("rate", of_p)
-        self.register_buffer("speed", of_q)
+        self.register_buffer("rate", of_p / self.momentum)
+        self.register_buffer("speed", of_q / self.length)
         count = 1 if alike else bodies
         self.inertia = nn.Parameter(torch.zeros(count, 1))
         self.charge = nn.Parameter(torch.ones(count, 1))
-        # The scaling moves the origin of momenta, and rest with it.
-        self.rest = nn.Parameter(torch.zeros(components // 2))
         self.law = vector_field.Perceptron(2, 1, width, depth, activation)
+        self.components = truth.state_shape[1]
+
+    @property
+    def unit(self) -> Tensor:
+        """What an error of 1 is, ``[component]``."""
+        return torch.stack([self.length, self.momentum]).repeat_interleave(self.components // 2)
 
     def velocity_of(self, p: Tensor) -> Tensor:
         """dT/dp, ``[..., body, dim]``."""
-        return self._inverse_mass() * (p - self.rest)
+        return self.length / self.momentum * self._inverse_mass() * p
 
     def force_of(self, q: Tensor) -> Tensor:
         """-dV/dq, ``[..., body, dim]``."""
-        apart = q.unsqueeze(-2) - q.unsqueeze(-3)
+        apart = (q.unsqueeze(-2) - q.unsqueeze(-3)) / self.length
         seen, distance = self._seen(apart)
         by_distance, by_log = self.law.gradient(seen).unbind(-1)
         pull = self._pairs(q) * (by_distance + by_log / distance) / distance
-        return -self.rate * (pull.unsqueeze(-1) * apart).sum(-2)
+        return -self.momentum * self.rate * (pull.unsqueeze(-1) * apart).sum(-2)
 
     def energy(self, states: Tensor) -> Tensor:
         """The learned H, ``[...]`` for ``[..., body, (q, p)]``; differentiable, defined up to a constant."""
         q, p = states.chunk(2, -1)
-        kinetic = (self._inverse_mass() * (p - self.rest).square()).sum((-2, -1)) / 2
-        seen, _ = self._seen(q.unsqueeze(-2) - q.unsqueeze(-3))
+        kinetic = (self._inverse_mass() * (p / self.momentum).square()).sum((-2, -1)) / 2
+        seen, _ = self._seen((q.unsqueeze(-2) - q.unsqueeze(-3)) / self.length)
         # Each pair comes twice in the sum; a body with itself is left out by the weights.
-        return kinetic + self.rate * (self._pairs(q) * self.law(seen).squeeze(-1)).sum((-2, -1)) / 2
+        potential = self.rate * (self._pairs(q) * self.law(seen).squeeze(-1)).sum((-2, -1)) / 2
+        return self.length * self.momentum * (kinetic + potential)
 
     def drift(self, t: Tensor, x: Tensor, u: Tensor | None) -> Tensor:
         """(dH/dp, -dH/dq) ``[..., body, (q, p)]``; ValueError for an action."""
