@@ -280,3 +280,5 @@ def test_a_latent_sde_refuses_what_it_cannot_learn():
         LatentSDE(truth.replace(actions=torch.zeros(8, 6, 1)))
     with pytest.raises(ValueError, match="length"):
         model.loss(truth.replace(length=torch.full((8, 1), 4)))
+    with pytest.raises(ValueError, match="times must rise"):
+        model.rollout(truth.span(0, 3), truth.times[:3].flip(0), None, 1, seeded(0))

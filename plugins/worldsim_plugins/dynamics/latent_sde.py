@@ -140,9 +140,11 @@ class LatentSDE(nn.Module):
         generator: torch.Generator,
     ) -> Trajectory:
         """``draws`` independent futures ``[trajectory, draw, time, *state]`` of ``context``; ValueError for
-        actions."""
+        actions, or times that do not rise."""
         if actions is not None:
             raise ValueError("latent_sde is not driven: leave the actions out, or use neural_sde")
+        if bool((times.diff() <= 0).any()):
+            raise ValueError("latent_sde: times must rise, a stochastic equation has a direction")
         context = context.to(dtype=self.log_error.dtype)
         frames = context.states[:, 0].flatten(2).repeat_interleave(draws, 0)
         codes = self.encoded(frames)
