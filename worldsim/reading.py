@@ -369,6 +369,7 @@ class Reader:
             self.check_part(loc, part, scenario.system.name, system)
         for label, model in scenario.models.items():
             self.check_mechanisms(label, model)
+            self.check_inputs(label, model, scenario, system)
         for split, other in scenario.split_systems.items():
             if other != scenario.system:
                 self.check_other_world(split, other, scenario)
@@ -404,6 +405,24 @@ class Reader:
             part.build(self.plugins, system=system)
         except (ValueError, TypeError, WorldsimError) as error:
             self.problem(loc, str(error))
+
+    def check_inputs(self, label: str, model: ModelSpec, scenario: Scenario, system: Any) -> None:
+        """Whether a model takes the actions, and has the frames of context, that it says it needs."""
+        from worldsim.protocols import HasActions
+
+        name, loc = model.component.name, ("models", label)
+        builder = self.plugins.builder("model", name)
+        if not getattr(builder, "driven", True) and isinstance(system, HasActions):
+            world = scenario.system.name
+            self.problem(loc, f"{name!r} takes no actions, and {world!r} is driven", "take a model that does")
+        reads = getattr(builder, "reads", None)
+        frames, given = model.component.params[reads] if reads else 1, scenario.data.context
+        if frames > given:
+            self.problem(
+                loc,
+                f"{name!r} reads {frames} frames before a forecast, and data.context is {given}",
+                f"raise data.context, or lower {reads} of the model",
+            )
 
     def check_mechanisms(self, label: str, model: ModelSpec) -> None:
         """Whether a model can be held to its constraints as it is asked to (where its builder is a class)."""

@@ -72,6 +72,7 @@ class DiscreteGradientNet(nn.Module):
     """
 
     scaling = "canonical"
+    driven = False
     rate: Tensor
 
     def __init__(

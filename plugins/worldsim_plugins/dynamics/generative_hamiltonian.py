@@ -40,6 +40,8 @@ class GenerativeHamiltonian(nn.Module):
     """
 
     scaling = "none"
+    driven = False
+    reads = "context"
     rate: Tensor
 
     def __init__(

@@ -56,6 +56,7 @@ class Hamiltonian(vector_field.LearnedField):
     """
 
     scaling = "canonical"
+    driven = False
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class Lagrangian(vector_field.LearnedField):
     """
 
     scaling = "none"
+    driven = False
     length: Tensor
     origin: Tensor
 

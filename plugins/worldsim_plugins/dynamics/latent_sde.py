@@ -41,6 +41,7 @@ class LatentSDE(nn.Module):
     """
 
     scaling = "component"
+    driven = False
     calculus = "ito"
     noise = "diagonal"
 

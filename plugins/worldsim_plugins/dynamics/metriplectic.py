@@ -105,6 +105,7 @@ class Metriplectic(vector_field.LearnedField):
     """
 
     scaling = "none"
+    driven = False
     shift: Tensor
     scale: Tensor
 

@@ -48,6 +48,7 @@ class PINODE(vector_field.LearnedField):
     reach: Tensor
 
     scaling = "none"
+    driven = False
     needs = ("HasDrift", "Restartable")
 
     def __init__(

@@ -38,6 +38,7 @@ class SpringGraph(vector_field.LearnedField):
     """
 
     scaling = "none"
+    driven = False
     length: Tensor
     momentum: Tensor
     rate: Tensor

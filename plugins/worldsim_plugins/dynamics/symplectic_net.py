@@ -81,6 +81,7 @@ class SymplecticNet(nn.Module):
     """
 
     scaling = "canonical"
+    driven = False
     rate: Tensor
 
     def __init__(
