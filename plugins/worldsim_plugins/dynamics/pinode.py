@@ -69,7 +69,7 @@ class PINODE(vector_field.LearnedField):
             Literal["box", "normal", "starts"],
             Field(
                 description="how they are drawn: uniform in the box, or from the normal law, that the "
-                "training states fill, or as the system draws its starts"
+                "first fit.window frames of the training states fill, or as the system draws its starts"
             ),
         ] = "box",
         extent: Annotated[
