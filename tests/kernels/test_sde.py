@@ -173,6 +173,26 @@ def test_wrong_calculus_and_wrong_noise_are_refused():
         solved(as_stratonovich(crossed), "stochastic_heun", 0.1, noise, size=2)
 
 
+def test_a_slope_that_is_hidden_is_not_taken_for_zero():
+    """Milstein's method would become that of Euler, and a converted equation another process."""
+    noise = Brownian(0, torch.arange(2))
+    for kind in ("diagonal", "scalar"):
+        hidden = SDE(lambda t, y: y, lambda t, y: SIGMA * y.detach(), noise=kind)
+        with pytest.raises(ValueError, match="keeps no graph"):
+            solved(hidden, "milstein", 0.1, noise)
+        with pytest.raises(ValueError, match="keeps no graph"):
+            solved(as_stratonovich(hidden), "stochastic_heun", 0.1, noise)
+    hidden = SDE(lambda t, y: y, lambda t, y: SIGMA * y.detach()[..., None], noise="general")
+    with pytest.raises(ValueError, match="keeps no graph"):
+        solved(as_stratonovich(hidden), "stochastic_heun", 0.1, noise)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"use torch\.no_grad"):
+        solved(gbm(), "milstein", 0.1, noise)
+    flat = SDE(lambda t, y: y, lambda t, y: SIGMA * torch.ones_like(y))
+    assert solved(flat, "milstein", 0.1, noise).y.isfinite().all()
+    started = solved(SDE(lambda t, y: y, lambda t, y: y * y), "milstein", 0.1, noise, start=0.0)
+    assert not started.y.any()
+
+
 def general(t, y):
     return torch.stack([0.3 * y, torch.ones_like(y), y * y * 0.1], -1)
 
@@ -347,6 +367,8 @@ BAD = {
     "args": ({"term": SDE(lambda t, y, k: y, lambda t, y, k: y, (torch.ones(3),))}, "args"),
     "drift": ({"term": SDE(lambda t, y: y[:, :0], lambda t, y: y)}, "drift"),
     "diffusion": ({"term": SDE(lambda t, y: y, lambda t, y: y[:, :0])}, "diffusion"),
+    "complex": ({"term": SDE(lambda t, y: 1j * y, lambda t, y: y)}, "the drift gives complex numbers"),
+    "half": ({"y0": torch.ones(2, 1, dtype=torch.float16)}, "float32 or float64"),
 }
 
 

@@ -173,6 +173,18 @@ def test_constant_steps_are_alike_and_no_longer_than_asked():
     assert found.steps.t[0].tolist() == pytest.approx([0, 0.25, 0.5, 0.75, 1.0])
 
 
+@pytest.mark.parametrize("backend", ["torch", "native"])
+@pytest.mark.parametrize("step", [1e-20, 1e-320])
+def test_constant_steps_too_short_to_count_are_not_one_long_one(step, backend):
+    if backend == "native" and native.compiler() is None:
+        pytest.skip("NOT RUN: no C compiler")
+    found = solve(
+        ODE(lambda t, y: -y), torch.ones(2, 1, dtype=F64), 0.0, 1.0,
+        stepper="rk4", controller=Constant(step), max_steps=20, backend=backend,
+    )  # fmt: skip
+    assert (found.status == Status.MAX_STEPS).all()
+
+
 def test_states_of_any_shape_and_float32():
     def field(t, y):
         return -y * t.reshape(-1, 1, 1)
@@ -183,10 +195,14 @@ def test_states_of_any_shape_and_float32():
 
 
 def test_no_rows_and_no_time():
-    none = solve(ODE(lorenz), torch.zeros(0, 3, dtype=F64), 0.0, 1.0, save=Save(times=torch.tensor([0.5])))
+    at = torch.tensor([0.5], dtype=F64)
+    none = solve(ODE(lorenz), torch.zeros(0, 3, dtype=F64), 0.0, 1.0, save=Save(times=at, dense=True))
     assert none.y.shape == (0, 3)
-    still = solve(ODE(lorenz), torch.ones(2, 3, dtype=F64), 1.0, 1.0, save=Save(times=torch.tensor([1.0])))
+    assert none.dense(at).shape == (0, 1, 3)
+    still = solve(ODE(lorenz), torch.ones(2, 3, dtype=F64), 0.5, 0.5, save=Save(times=at, dense=True))
     assert (still.saved == 1).all()
+    assert (still.dense(at) == 1).all()
+    assert still.dense(at + 1).isnan().all()
     assert (still.status == Status.DONE).all()
 
 
@@ -213,6 +229,11 @@ ONE = torch.ones(2, 1, dtype=F64)
         (lambda: PID(integral=math.nan), "must be finite"),
         (grown(lorenz, torch.ones(3)), r"y0 must be a floating-point tensor \[row, \*state\]"),
         (grown(lorenz, torch.ones(3, 2, dtype=torch.int64)), "y0 must be a floating-point"),
+        (grown(lorenz, torch.ones(3, 2, dtype=torch.float16)), "float32 or float64, not .* torch.float16"),
+        (grown(lorenz, torch.ones(3, 2, dtype=torch.bfloat16)), "float32 or float64, not .* torch.bfloat16"),
+        (grown(lorenz, torch.ones(3, 2, dtype=torch.complex128)), "float32 or float64, not .*complex128"),
+        (grown(lorenz, torch.ones(3, 0)), r"with components, not \[3, 0\]"),
+        (grown(lambda t, y: 1j * y, ONE), "the field gives complex numbers for a state of torch.float64"),
         (grown(lambda t, y: y[:, :0], ONE), r"the field gives \[., 0\] for a state \[., 1\]"),
         (grown(lorenz, ONE, t1=math.inf), "t1 must be finite"),
         (grown(lorenz, ONE, t0=torch.zeros(3)), r"t0 must be a number or \[row=2\], its shape is \[3\]"),

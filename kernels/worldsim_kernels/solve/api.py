@@ -168,9 +168,7 @@ def checked(
     max_steps: int,
 ) -> Problem:
     """The problem of a call of ``solve``; raises as it does."""
-    if not isinstance(y0, Tensor) or not y0.is_floating_point() or y0.dim() < 2:
-        found = f"{list(y0.shape)} {y0.dtype}" if isinstance(y0, Tensor) else type(y0).__name__
-        raise ValueError(f"y0 must be a floating-point tensor [row, *state], not {found}")
+    check_state(y0)
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, not {max_steps}")
     method = stepper_of(stepper) if isinstance(stepper, str) else stepper
@@ -199,6 +197,16 @@ def checked(
         events=checked_events(events),
         max_steps=max_steps,
     )
+
+
+def check_state(y0: Any) -> None:
+    """Raises ValueError unless ``y0`` is a tensor of float32 or float64 with rows and components: a shorter
+    dtype would lose the steps in its rounding, without a word."""
+    found = f"{list(y0.shape)} {y0.dtype}" if isinstance(y0, Tensor) else type(y0).__name__
+    if not isinstance(y0, Tensor) or y0.dim() < 2 or not y0.shape[1:].numel():
+        raise ValueError(f"y0 must be a floating-point tensor [row, *state] with components, not {found}")
+    if y0.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"y0 must be a floating-point tensor of float32 or float64, not {found}")
 
 
 def _controller(controller: PID | Constant | None, stepper: Stepper, y0: Tensor) -> PID | Constant:

@@ -35,7 +35,7 @@ class Rows:
     index     their place in the problem
     target    where the step must end at the latest: the next saved time that is met exactly, or t1
     size      length of the next step, positive
-    left      steps until ``target``, for steps of constant length
+    left      steps until ``target``, for steps of constant length; float64, which holds any number of them
     levels    log2 of the last two accepted error ratios, in steps of 1 / LEVELS, ``[k, 2]``
     slowed    the last attempt was rejected
     wanted    number of the next saved time
@@ -88,13 +88,13 @@ class Loop:
             sign=torch.where(problem.t1 >= problem.t0, 1.0, -1.0).to(problem.t0),
             target=problem.t1,
             size=torch.zeros_like(problem.t0),
-            left=next(counts),
+            left=torch.zeros_like(problem.t0),
             levels=torch.zeros(n, 2, dtype=torch.float64, device=device),
             slowed=torch.zeros(n, dtype=torch.bool, device=device),
             wanted=next(counts),
             accepted=next(counts),
             rejected=next(counts),
-            evaluations=torch.zeros(n, dtype=torch.int64, device=device),
+            evaluations=next(counts),
             carry=(),
         )
         self.out = self.rows  # every row, as it ended
@@ -242,7 +242,7 @@ class Loop:
         )
         self._end(accept & (rows.t == rows.t1), Status.DONE)
         if isinstance(self.controller, Constant):
-            rows.left = rows.left - accept.long()
+            rows.left = rows.left - accept.double()
         self._aim(accept & (rows.t == rows.target))
 
     def _save_between(self, accept: Tensor, ahead: Tensor, signed: Tensor, step: Step) -> None:
@@ -327,7 +327,7 @@ class Loop:
             longest = longest.expand(len(self.problem.y0))[rows.index]
             # The slack keeps 0.3 - 0.2, which is above 0.1, one step of 0.1.
             steps = ((rows.target - rows.t).abs() / longest * (1 - 1e-9)).ceil().clamp(min=1)
-            rows.left = torch.where(mask, steps.long(), rows.left)
+            rows.left = torch.where(mask, steps, rows.left)
 
     def _wanted_time(self) -> Tensor:
         """The next saved time of each row, ``[k]``; NaN where there is none."""

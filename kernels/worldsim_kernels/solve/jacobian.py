@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldsim_kernels.solve.terms import of_rows
+from worldsim_kernels.solve.terms import check_recordable, of_rows
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,7 @@ def linearised(term: Any, t: Tensor, y: Tensor) -> Linearised:
     Raises ValueError when ``term.jacobian`` gives another shape than ``[row, d, d]``, or when there is none
     and the field hides its graph; RuntimeError in ``torch.inference_mode``.
     """
-    if torch.is_inference_mode_enabled():
-        raise RuntimeError(
-            "implicit steppers differentiate the field, which torch.inference_mode forbids: use torch.no_grad"
-        )
+    check_recordable("the field of an implicit stepper")
     given = getattr(term, "jacobian", None)
     recording = torch.is_grad_enabled() and _has_graph(term, t, y)
     with torch.set_grad_enabled(recording):

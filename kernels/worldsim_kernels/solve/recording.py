@@ -133,11 +133,12 @@ class Dense:
         out = problem.y0.new_full((*times.shape, *problem.y0.shape[1:]), float("nan"))
         moved = known & (steps.count > 0)[:, None]
         row, column = moved.nonzero().unbind(1)
-        flat = self.place[row, number[row, column]]
-        t = steps.t[row, number[row, column]]
-        theta = (times[row, column] - t) / self.h[flat]
-        part, term = rows_of(self.step, flat), of_rows(problem.term, row)
-        out[row, column] = interpolated(problem.stepper, term, t, self.h[flat], self.y[flat], part, theta)
+        if len(row):
+            flat = self.place[row, number[row, column]]
+            t = steps.t[row, number[row, column]]
+            theta = (times[row, column] - t) / self.h[flat]
+            part, term = rows_of(self.step, flat), of_rows(problem.term, row)
+            out[row, column] = interpolated(problem.stepper, term, t, self.h[flat], self.y[flat], part, theta)
         at_start = times == steps.t[:, :1]
         start = problem.y0.unsqueeze(1).expand_as(out)
         return torch.where(at_start.reshape(*at_start.shape, *[1] * (out.dim() - 2)), start, out)

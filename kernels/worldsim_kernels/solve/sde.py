@@ -18,7 +18,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from worldsim_kernels.solve.terms import SDE
+from worldsim_kernels.solve.terms import SDE, check_recordable, like_state
 
 Length = float | Tensor
 """h: one number for all rows, or one of each with the axes of the state."""
@@ -137,9 +137,8 @@ def sra1(term: SDE, over: Stretch, y: Tensor, carry: Carry) -> tuple[Tensor, Car
 
 
 def begin_milstein(term: SDE, t: Tensor, y: Tensor) -> Carry:
-    """Raises ValueError where g_i depends on other components than y_i: then Milstein's step is another."""
-    if term.noise == "diagonal" and len(y):
-        check_own(term, t, y)
+    """Nothing; raises as ``check_slope``."""
+    check_slope(term, t, y)
     return ()
 
 
@@ -166,7 +165,7 @@ def drift(term: SDE, t: Tensor, y: Tensor) -> Tensor:
     value = term.drift(t, y, *term.args)
     if value.shape != y.shape:
         raise ValueError(f"the drift gives {list(value.shape)} for a state {list(y.shape)}")
-    return value if value.dtype == y.dtype else value.to(y.dtype)
+    return like_state("drift", value, y)
 
 
 def diffusion(term: SDE, t: Tensor, y: Tensor) -> Tensor:
@@ -179,7 +178,7 @@ def diffusion(term: SDE, t: Tensor, y: Tensor) -> Tensor:
             f"the diffusion gives {list(value.shape)} for a state {list(y.shape)}; {term.noise} noise needs "
             f"{wanted}"
         )
-    return value if value.dtype == y.dtype else value.to(y.dtype)
+    return like_state("diffusion", value, y)
 
 
 def fields(term: SDE, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,13 +203,17 @@ def excited(term: SDE, g: Tensor, w: Tensor) -> Tensor:
 
 def own_slope(term: SDE, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """g, and what Ito's correction is made of, both ``[row, *state]``: g_i dg_i/dy_i for diagonal noise,
-    (dg/dy) g for scalar, zero for additive. Differentiable when the caller records a graph."""
+    (dg/dy) g for scalar, zero for additive. Differentiable when the caller records a graph.
+
+    Raises RuntimeError for diagonal noise in ``torch.inference_mode``.
+    """
     if term.noise == "additive":
         g = diffusion(term, t, y)
         return g, torch.zeros_like(g)
     if term.noise == "scalar":
         g = diffusion(term, t, y)
         return g, _along(term, t, y, g)
+    check_recordable("the diffusion")
     g = diffusion(term, t, y)
     # A graph only where one was there: through the state, or through what the diffusion closes over.
     recording = torch.is_grad_enabled() and g.requires_grad
@@ -221,15 +224,39 @@ def own_slope(term: SDE, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return g, g * slope
 
 
-def check_own(term: SDE, t: Tensor, y: Tensor) -> None:
-    """Raises ValueError unless each component of the diffusion depends, at these states, on its own component
-    of the state alone."""
+def check_slope(term: SDE, t: Tensor, y: Tensor) -> None:
+    """Raises ValueError where Ito's correction would be wrong at these states: the diffusion hides from torch
+    that it depends on them, or the noise is called diagonal and g_i depends on other components than y_i."""
+    if term.noise == "additive" or not len(y) or torch.is_inference_mode_enabled():
+        return
     with torch.enable_grad():
         leaf = y.detach().requires_grad_()
         g = diffusion(term, t, leaf)
+        seen = None
+        if g.requires_grad:
+            (seen,) = torch.autograd.grad(g.sum(), leaf, retain_graph=True, allow_unused=True)
+    if seen is None:
+        _check_constant(term, t, y, g.detach())
+    elif term.noise == "diagonal":
+        _check_own(leaf, g)
+
+
+def _check_constant(term: SDE, t: Tensor, y: Tensor, g: Tensor) -> None:
+    with torch.no_grad():
+        moved = diffusion(term, t, y * (1 + 1e-3) + 1e-3)
+    if bool((moved != g)[moved.isfinite() & g.isfinite()].any()):
+        raise ValueError(
+            "the diffusion depends on its state but keeps no graph of it (no_grad, detach or numpy in it?): "
+            "let it record one, or use a method that does not differentiate it"
+        )
+
+
+def _check_own(y: Tensor, g: Tensor) -> None:
+    """Of ``g``, found at ``y``."""
+    with torch.enable_grad():
         generator = torch.Generator().manual_seed(0)
         weight = 1 + torch.rand(y[:1].shape, generator=generator, dtype=torch.float64).to(y).expand_as(y)
-        plain, tilted = (_pulled(g, leaf, each, True) for each in (torch.ones_like(g), weight))
+        plain, tilted = (_pulled(g, y, each, True) for each in (torch.ones_like(g), weight))
     off = (tilted - weight * plain).abs()
     sound = off.isfinite() & (off > 1e-4 * plain.abs().amax().nan_to_num(1.0, 1.0).clamp(min=1e-6))
     if bool(sound.any()):
@@ -272,18 +299,17 @@ def correction(term: SDE, t: Tensor, y: Tensor) -> Tensor:
 
 
 class Corrected:
-    """The drift of ``term`` in the other calculus. Its first call raises ValueError when the noise is called
-    diagonal and g_i depends on other components than y_i."""
+    """The drift of ``term`` in the other calculus. Its first call raises as ``check_slope``."""
 
     def __init__(self, term: SDE) -> None:
         self.term = term
         self.sign = 1.0 if term.calculus == "stratonovich" else -1.0
-        self.sure = term.noise != "diagonal"
+        self.sure = False
 
     def __call__(self, t: Tensor, y: Tensor, *args: Tensor) -> Tensor:
         term = replace(self.term, args=args)
         if not self.sure and len(y):
-            check_own(term, t, y)
+            check_slope(term, t, y)
             self.sure = True
         return drift(term, t, y) + self.sign * correction(term, t, y)
 

@@ -83,7 +83,9 @@ class Native:
             raise Refused(f"the state is on {now.y.device}")
         if not len(now.y):
             raise Refused("there are no rows")
-        if torch.is_grad_enabled() and _asks_gradient(term, now):
+        # Always asked: the first call of a corrected drift looks at its noise, which is not to be traced.
+        asked = _asks_gradient(term, now)
+        if asked and torch.is_grad_enabled():
             raise Refused("a gradient is asked for, and backend='torch' alone keeps the graph of an SDE")
         self.scheme, self.grid, self.draws = scheme, grid, draws
         noise = shape_of_noise(term, now.y, draws.noise.components)
@@ -177,8 +179,6 @@ FLAGS = ("-ffp-contract=off",)
 
 
 def _asks_gradient(term: SDE, now: Moving) -> bool:
-    if any(each.requires_grad for each in (now.y, *term.args)):
-        return True
     one = torch.zeros(1, dtype=torch.int64)
     t = torch.zeros(1, dtype=now.y.dtype)
-    return any(each.requires_grad for each in fields(of_rows(term, one), t, now.y[:1]))
+    return any(each.requires_grad for each in (now.y, *term.args, *fields(of_rows(term, one), t, now.y[:1])))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from worldsim_kernels.solve import sde_grid
-from worldsim_kernels.solve.api import Save, checked_rows, checked_times
+from worldsim_kernels.solve.api import Save, check_state, checked_rows, checked_times
 from worldsim_kernels.solve.brownian import Brownian
 from worldsim_kernels.solve.control import PID, Constant
 from worldsim_kernels.solve.gradients import Gradient, Reversible, ThroughSteps
@@ -95,8 +95,7 @@ def checked_scheme(stepper: str | Scheme, term: SDE) -> Scheme:
 
 def checked_noise(noise: Brownian | None, term: SDE, y0: Tensor) -> Brownian:
     """Raises ValueError for motions that are missing or not those of the rows."""
-    if not isinstance(y0, Tensor) or not y0.is_floating_point() or y0.dim() < 2:
-        raise ValueError("y0 must be a floating-point tensor [row, *state]")
+    check_state(y0)
     size = 1 if term.noise == "scalar" else math.prod(y0.shape[1:])
     if noise is None:
         example = f"Brownian(seed=0, rows=torch.arange({len(y0)}), components={size})"

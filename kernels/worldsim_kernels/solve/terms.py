@@ -35,14 +35,14 @@ class ODE:
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         """dy/dt ``[row, *state]`` at ``t`` ``[row]`` and ``y``, in the dtype of ``y``.
 
-        Raises ValueError when the field gives another shape.
+        Raises ValueError when the field gives another shape, or complex numbers.
         """
         slope = self.field(t.to(y.dtype), y, *self.args)
         if slope.shape != y.shape:
             raise ValueError(
                 f"the field gives {list(slope.shape)} for a state {list(y.shape)}: it must give that shape"
             )
-        return slope.to(y.dtype)
+        return like_state("field", slope, y)
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Hamiltonian:
         """dH/dy ``[row, *state]``, differentiable when the caller records a graph."""
         if self.gradient is not None:
             return self.gradient(y, *self.args)
+        check_recordable("an energy without gradient")
         recording = torch.is_grad_enabled()
         with torch.enable_grad():
             leaf = y if y.requires_grad else y.detach().requires_grad_()
@@ -115,6 +116,20 @@ Term = TypeVar("Term", ODE, Separable, Hamiltonian, SDE)
 def of_rows(term: Any, index: Tensor) -> Any:
     """The term of the rows ``index`` (a LongTensor or a mask)."""
     return replace(term, args=tuple(each[index] for each in term.args)) if term.args else term
+
+
+def like_state(what: str, value: Tensor, y: Tensor) -> Tensor:
+    """``value``, which ``what`` gave, in the dtype of the state ``y``. Raises ValueError for complex numbers,
+    whose imaginary parts would be lost."""
+    if value.is_complex():
+        raise ValueError(f"the {what} gives complex numbers for a state of {y.dtype}: let it give real ones")
+    return value.to(y.dtype)
+
+
+def check_recordable(what: str) -> None:
+    """Raises RuntimeError in ``torch.inference_mode``, where ``what`` cannot be differentiated."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(f"{what} is differentiated, which torch.inference_mode forbids: use torch.no_grad")
 
 
 def wide(value: Tensor, like: Tensor) -> Tensor:
