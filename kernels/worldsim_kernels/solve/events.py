@@ -175,7 +175,9 @@ def find(events: Sequence[Event], tried: Try, held: Tensor) -> Found:
         if len(own):
             part, sign = tried.rows(row[own]), -new[own].double()
 
-            def value(x: Tensor, part: Try = part, sign: Tensor = sign, event: Event = event) -> Tensor:
+            def value(
+                x: Tensor, asked: Tensor, part: Try = part, sign: Tensor = sign, event: Event = event
+            ) -> Tensor:
                 return sign * event.value(part.t + x * part.h, part.between(x), part.term)
 
             theta[own] = last_positive(value, low[own], high[own])
@@ -266,10 +268,10 @@ def _by_steps(
     which, sign = found.which[at], -found.new[at].double()
     spent = torch.zeros(len(at), dtype=torch.int64, device=at.device)
 
-    def value(x: Tensor) -> Tensor:
+    def value(x: Tensor, asked: Tensor) -> Tensor:
         nonlocal spent
         ahead, step = part.shortened(x)
-        spent = spent + step.evaluations
+        spent = spent + step.evaluations * asked
         values = torch.stack([event.value(ahead, step.y, part.term) for event in events], 1)
         return sign * values.gather(1, which[:, None])[:, 0]
 

@@ -18,15 +18,17 @@ HALVINGS, SLACK = 51, 2
 SPREAD = 0.2
 
 
-def last_positive(value: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+def last_positive(value: Callable[[Tensor, Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
     """The last x found with ``value(x) > 0`` before the sign changes between ``low`` and ``high``, ``[row]``
     float64 in [0, 1], to within 2^-51.
 
-    value  ``x [row] -> [row]``, positive at ``low`` and not at ``high``
+    value  ``x [row], asked [row] -> [row]``, positive at ``low`` and not at ``high``; what it gives for rows
+           that are not ``asked``, because they are done, does not matter
     Where that does not hold: ``low`` if it is not positive even there, ``high`` if it is positive there too.
     """
     a, b = low, high
-    at_a, at_b = value(a), value(b)
+    every = torch.ones_like(a, dtype=torch.bool)
+    at_a, at_b = value(a, every), value(b, every)
     b = torch.where(at_a > 0, b, a)
     a = torch.where(at_b > 0, b, a)
     wide = b - a
@@ -43,7 +45,7 @@ def last_positive(value: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) 
         near = (truncated - middle).abs() <= radius
         x = torch.where(near, truncated, middle - towards * radius)
         x = torch.where(open_ & (x > a) & (x < b), x, middle)
-        found = value(x)
+        found = value(x, open_)
         before = open_ & (found > 0)
         after = open_ & ~(found > 0)
         a, at_a = torch.where(before, x, a), torch.where(before, found, at_a)
