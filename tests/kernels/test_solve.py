@@ -74,6 +74,42 @@ def test_a_row_has_the_same_bits_in_every_company(problem, method):
         assert torch.equal(few.stats.evaluations, whole.stats.evaluations[part])
 
 
+@pytest.mark.parametrize("method", ["tsit5", "rodas5p"])
+def test_a_field_of_matmuls_keeps_a_rows_bits_in_a_batch_of_one_size_and_agrees_in_others(method):
+    draws = torch.Generator().manual_seed(3)
+    first, second = (0.5 * torch.randn(*shape, dtype=F64, generator=draws) for shape in ((3, 33), (33, 3)))
+    term, y0 = (
+        ODE(lambda t, y: torch.tanh(y @ first) @ second - y),
+        torch.randn(16, 3, dtype=F64, generator=draws),
+    )
+    options = {"stepper": method, "controller": PID(1e-5, 1e-5)}
+    whole = solve(term, y0, 0.0, 1.0, compact=False, **options)
+    rows = torch.arange(16) != 7
+    hurt = y0.clone()
+    hurt[7] = math.nan
+    beside = solve(term, hurt, 0.0, 1.0, compact=False, **options)
+    assert torch.equal(beside.y[rows], whole.y[rows])
+    for few in (slice(0, 1), slice(4, 9)):
+        part = solve(term, y0[few], 0.0, 1.0, **options)
+        assert torch.allclose(part.y, whole.y[few], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rodas5p"])
+def test_repeated_solves_have_the_same_bits_on_one_thread_and_on_two(method):
+    """With enough rows that torch shares them out."""
+    term, y0, _ = rows("lorenz", 15_000)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 1, 2):
+            torch.set_num_threads(threads)
+            found.append(solve(term, y0, 0.0, 0.001, stepper=method, controller=Constant(0.001)))
+    finally:
+        torch.set_num_threads(before)
+    for each in found[1:]:
+        assert torch.equal(each.check().y, found[0].y)
+        assert torch.equal(each.stats.evaluations, found[0].stats.evaluations)
+
+
 @pytest.mark.parametrize("compact", [True, False])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e200])
 def test_a_row_that_blows_up_changes_no_bit_of_its_neighbours(bad, compact):

@@ -155,6 +155,24 @@ def test_reversible_is_autograd_through_the_frozen_steps(stepper):
             torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("stepper", ["implicit_midpoint", "gauss4", "discrete_gradient"])
+def test_reversible_undoes_implicit_steps_to_what_they_are_solved_to(stepper):
+    y0, k = drawn(4, 2).requires_grad_(), (1 + drawn(4, seed=1).abs()).requires_grad_()
+
+    def grads(way):
+        term = Hamiltonian(
+            lambda y, k: k * y[:, 0] ** 2 / 2 + y[:, 1] ** 2 / 2 + (y[:, 0] * y[:, 1]) ** 2, (k,)
+        )
+        options = {"stepper": stepper, "controller": Constant(0.1), "gradient": way}
+        found = solve(term, 0.4 * y0, 0.0, 0.8, save=Save(times=torch.tensor([0.35], dtype=D)), **options)
+        return torch.autograd.grad(found.check().y.square().sum() + (found.saved**3).sum(), [y0, k])
+
+    wanted = grads(ThroughSteps())
+    for way in (Reversible(), Replay()):
+        for one, other in zip(grads(way), wanted):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
 def test_reversible_keeps_nothing_but_the_end_and_can_be_pulled_back_twice():
     y0, k = drawn(4, 4).requires_grad_(), torch.ones(4, 2, dtype=D)
     term = Separable(spring, force, (k,))
@@ -354,6 +372,63 @@ def test_a_row_has_the_same_gradient_in_every_batch():
     whole = grad(torch.arange(7))
     for rows in (torch.tensor([3]), torch.tensor([6, 0, 2])):
         assert torch.equal(grad(rows), whole[rows])
+
+
+def duffing(q: Tensor, a: Tensor) -> Tensor:
+    return -a[:, :1] * q - a[:, 1:] * q * q * q
+
+
+def spring_energy(y: Tensor, a: Tensor) -> Tensor:
+    q, p = y[:, 0], y[:, 1]
+    return a[:, 0] * q * q / 2 + a[:, 1] * (q * q) * (q * q) / 4 + p * p / 2
+
+
+FAMILIES = {
+    "rosenbrock23": PID(1e-3, 1e-3),
+    "rodas5p": PID(1e-5, 1e-5),
+    "kvaerno5": PID(1e-5, 1e-5),
+    "auto": PID(1e-5, 1e-5),
+    "leapfrog": Constant(0.1),
+    "yoshida4": Constant(0.1),
+    "gauss4": Constant(0.1),
+    "tao": Constant(0.1),
+    "discrete_gradient": Constant(0.1),
+    "adaptive_leapfrog": Constant(0.1),
+}
+
+
+@pytest.mark.parametrize("stepper", FAMILIES)
+def test_in_every_family_a_row_has_its_own_gradient_beside_one_that_fails(stepper):
+    y0, a = 0.5 * drawn(5, 2), 0.5 + drawn(5, 2, seed=1).abs()
+    y0[2, 0] = float("nan")
+    t1 = torch.tensor([0.5, -0.7, 0.6, 0.3, 1.0], dtype=D)
+    split = stepper in ("leapfrog", "yoshida4", "adaptive_leapfrog")
+
+    def grads(rows):
+        start, args = y0[rows].clone().requires_grad_(), a[rows].clone().requires_grad_()
+        times = t1[rows, None] * torch.tensor([0.4, 1.0], dtype=D)
+        if split:
+            energies = (
+                lambda q, a: spring_energy(torch.cat([q, 0 * q], 1), a),
+                lambda p, a: (p * p)[:, 0] / 2,
+            )
+            term = Separable(lambda p, a: p, duffing, (args,), *energies)
+        else:
+            term = Hamiltonian(spring_energy, (args,))
+        save, control = Save(times=times), FAMILIES[stepper]
+        found = solve(term, start, 0.0, t1[rows], stepper=stepper, controller=control, save=save)
+        fine = ~found.failed
+        loss = found.y[fine].square().sum() + (found.saved[fine] ** 3).sum()
+        return found, torch.autograd.grad(loss, [start, args])
+
+    found, whole = grads(torch.arange(5))
+    assert found.status.tolist() == [0, 0, int(Status.NOT_FINITE), 0, 0]
+    for rows in (torch.tensor([0]), torch.tensor([4, 1])):
+        part, own = grads(rows)
+        assert torch.equal(part.saved, found.saved[rows])
+        for one, other in zip(whole, own):
+            assert torch.equal(one[rows], other)
+            assert not one[2].any()
 
 
 class Field(nn.Module):
