@@ -5,7 +5,8 @@ held fixed, the result is a composition of steps, and step n of all rows is one 
 
 What moves with what: a step of constant length moves with the two targets (t0, a saved time, an event, t1)
 that it lies between, in proportion; the end of an adaptive step moves only when it is a target; the end of a
-step at an event moves with the event, by the implicit function theorem.
+step at an event moves with the event, by the implicit function theorem. A row whose t1 is its t0 takes no
+step, and its state moves with neither.
 """
 
 from __future__ import annotations
