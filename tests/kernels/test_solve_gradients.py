@@ -263,7 +263,11 @@ def test_the_adjoint_says_when_it_cannot_go_back():
         found.y.sum().backward()
 
 
-def test_second_derivatives_through_the_steps_and_none_of_a_replay():
+WAYS = [ThroughSteps(), Replay(), Replay(every=3)]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_second_derivatives(way):
     y0 = drawn(2, 2).requires_grad_()
     net, direction = network(), drawn(2, 2, seed=5)
 
@@ -273,15 +277,54 @@ def test_second_derivatives_through_the_steps_and_none_of_a_replay():
         )
         return torch.autograd.grad(found.y.square().sum(), y0, create_graph=graph)[0]
 
-    (product,) = torch.autograd.grad((gradient(y0, ThroughSteps()) * direction).sum(), y0)
+    (product,) = torch.autograd.grad((gradient(y0, way) * direction).sum(), y0)
     step = 1e-5
     ahead, behind = (
         gradient((y0 + sign * step * direction).detach().requires_grad_(), Replay(), graph=False)
         for sign in (1, -1)
     )
     torch.testing.assert_close(product, (ahead - behind) / (2 * step), rtol=1e-7, atol=1e-8)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient(y0, Replay()).sum().backward()
+
+
+@pytest.mark.parametrize("way", WAYS[1:], ids=str)
+def test_a_penalty_on_a_gradient_has_the_gradients_of_autograd(way):
+    """Of start, args, times and parameters, one of which the start is computed from as well."""
+
+    def penalties(way):
+        given, net = data(), network()
+        inputs = [*given.values(), *net.parameters()]
+        first = net[2].bias
+        found = solve(
+            ODE(lambda t, y, a: swinging(t, y, a) + net(y), (given["a"],)),
+            given["y0"] * first,
+            given["t0"],
+            given["t1"],
+            stepper="bosh3",
+            controller=PID(1e-3, 1e-3),
+            save=Save(times=given["times"]),
+            gradient=way,
+        )
+        # A sum, whose cotangent has no graph.
+        wanted = [given["y0"], given["a"], given["times"], first]
+        slopes = torch.autograd.grad(found.y.sum() + found.saved[:, 1].sum(), wanted, create_graph=True)
+        return torch.autograd.grad(sum(each.square().sum() for each in slopes), inputs)
+
+    for one, other in zip(penalties(way), penalties(ThroughSteps()), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_what_has_first_derivatives_alone_says_so():
+    """Also where the first are of a sum, so that no cotangent requires a gradient."""
+    y0 = drawn(2, 2).requires_grad_()
+    field = Hamiltonian(lambda y: y.square().sum(1) ** 2)
+    for settings in (
+        {"stepper": "dopri5", "gradient": ContinuousAdjoint()},
+        {"stepper": "gauss4", "controller": Constant(0.1)},
+    ):
+        end = solve(field, y0, 0.0, 0.3, **settings).y
+        (slope,) = torch.autograd.grad(end.sum(), y0, create_graph=True)
+        with pytest.raises(RuntimeError, match="first derivatives alone"):
+            slope.square().sum().backward()
 
 
 def test_memory():

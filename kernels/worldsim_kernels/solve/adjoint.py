@@ -24,6 +24,7 @@ from torch import Tensor
 
 from worldsim_kernels.solve.api import Problem, Save, solve
 from worldsim_kernels.solve.control import PID
+from worldsim_kernels.solve.first_only import first_only
 from worldsim_kernels.solve.solution import Solution
 from worldsim_kernels.solve.stepper import Stepper
 from worldsim_kernels.solve.terms import ODE, of_rows, wide
@@ -78,7 +79,7 @@ class Adjoint(torch.autograd.Function):
         return tuple(each.clone() for each in values)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_only("use Replay() or ThroughSteps(), which differentiate to any order")
     def backward(ctx: Any, y_bar: Tensor, saved_bar: Tensor) -> tuple[Tensor | None, ...]:
         problem, rows = ctx.problem, ctx.rows
         y, saved, *parameters = ctx.saved_tensors

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from worldsim_kernels.solve.adjoint import gradients
+from worldsim_kernels.solve.first_only import first_only
 from worldsim_kernels.solve.layout import State
 
 Norm = Callable[[Any], Tensor]
@@ -69,7 +70,7 @@ class Whole(torch.autograd.Function):
         return states
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_only("odeint_adjoint solves for them anew, odeint differentiates to any order")
     def backward(ctx: Any, *bars: Tensor) -> tuple[Tensor | None, ...]:
         call, count = ctx.call, ctx.count
         t, *saved = ctx.saved_tensors

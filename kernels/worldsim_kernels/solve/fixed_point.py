@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from worldsim_kernels.solve.first_only import first_only
 from worldsim_kernels.solve.terms import wide
 
 Equation = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
@@ -121,7 +121,7 @@ class _Implicit(torch.autograd.Function):
         return k.clone()
 
     @staticmethod
-    @once_differentiable
+    @first_only("the equations of this stepper are solved by iteration; use another stepper")
     def backward(ctx: Any, *grads: Tensor) -> Any:
         k, mask = ctx.saved_tensors
         given = torch.where(mask, grads[0], 0.0)

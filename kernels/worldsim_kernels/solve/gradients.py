@@ -11,16 +11,17 @@ A row that failed is cut out: its numbers are constants, and its neighbours' gra
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from worldsim_kernels.solve.api import Problem, Save, solve
 from worldsim_kernels.solve.control import Constant
-from worldsim_kernels.solve.frozen import Frozen, Moving
+from worldsim_kernels.solve.frozen import Frozen
 from worldsim_kernels.solve.parameters import parameters_of
 from worldsim_kernels.solve.pullback import Stored, Undone, pulled_back
+from worldsim_kernels.solve.retaken import retaken
 from worldsim_kernels.solve.solution import Solution, Steps
 from worldsim_kernels.solve.terms import ODE
 
@@ -60,7 +61,45 @@ def wanted(problem: Problem, gradient: Gradient | None) -> Gradient | None:
 
 def attach(problem: Problem, solution: Solution, gradient: Gradient) -> Solution:
     """``solution``, found for ``without_graph(problem, gradient)``, made differentiable."""
-    return gradient.attach(problem, solution, _parameters(problem))
+    parameters = _parameters(problem)
+    found = gradient.attach(problem, solution, parameters)
+    aimed = problem.exact or isinstance(problem.controller, Constant)
+    if solution.dense is None or not gradient.needs_steps or aimed:
+        return found
+    return replace(found, dense=Dense(problem, solution, gradient, parameters))
+
+
+@dataclass(frozen=True)
+class Dense:
+    """``solution.dense`` with the gradients of ``way``, by the times as well."""
+
+    problem: Problem
+    solution: Solution
+    way: Gradient
+    parameters: list[Tensor]
+
+    def __call__(self, times: Tensor) -> Tensor:
+        """``[row, time, *state]`` at ``times`` ``[time]`` or ``[row, time]``; NaN outside of what a row
+        has solved."""
+        problem, solution = self.problem, self.solution
+        assert solution.dense is not None
+        times = torch.as_tensor(times, dtype=torch.float64, device=problem.y0.device)
+        times = times.expand(len(problem.y0), times.shape[-1])
+        with torch.no_grad():
+            value = solution.dense(times)
+            sign = torch.where(problem.t1 >= problem.t0, 1.0, -1.0).to(times)[:, None]
+            known = (sign * times >= sign * problem.t0[:, None]) & (
+                sign * times <= sign * solution.t[:, None]
+            )
+            order = torch.where(known, sign * times, float("inf")).argsort(dim=1, stable=True)
+        if not torch.is_grad_enabled():
+            return value
+        row = torch.arange(len(value), device=value.device)[:, None]
+        sorted_times = torch.where(known, times, float("nan"))[row, order]
+        saved = replace(solution, saved=value[row, order], dense=None)
+        found = self.way.attach(replace(problem, times=sorted_times), saved, self.parameters).saved
+        assert found is not None
+        return found[row, order.argsort(1)]
 
 
 def timetable(problem: Problem) -> Steps:
@@ -116,21 +155,15 @@ class ThroughSteps:
     def attach(self, problem: Problem, solution: Solution, parameters: list[Tensor]) -> Solution:
         """See ``Gradient.attach``."""
         frozen = Frozen(problem, solution)
-        given, moving = frozen.given(), frozen.start()
-        results = Results(frozen, moving)
-        for n in range(frozen.length):
-            results.leave(moving, frozen.active[n])
-            moving, met = frozen.advance(n, moving, given, passes=2)
-            results.meet(n, met)
-        results.leave(moving, 0)
-        return results.of(solution)
+        return retaken(frozen, solution, frozen.start(), frozen.given())
 
 
 @dataclass(frozen=True)
 class Replay:
     """Keeps the accepted states alone; backwards, each step is taken again with a graph, the last one first.
 
-    One state per step in memory instead of all stages, first derivatives only.
+    One state per step in memory instead of all stages. Where a gradient is to be differentiated itself
+    (``create_graph=True``), its steps are taken again as by ``ThroughSteps``, with that memory.
 
     every  keep each ``every``-th state and take the steps between twice
     Raises ValueError for an ``every`` below 1.
@@ -176,48 +209,3 @@ class Reversible:
         frozen = Frozen(problem, replace(solution, steps=timetable(problem)))
         end = Undone(frozen, solution.y[frozen.order])
         return pulled_back(frozen, solution, end, parameters)
-
-
-class Results:
-    """Collects what steps give, and puts it where a solution has it."""
-
-    def __init__(self, frozen: Frozen, start: Moving) -> None:
-        self.frozen, self.first = frozen, start
-        self.ends: list[tuple[Tensor, Tensor]] = []
-        self.saved: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.crossed: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-
-    def leave(self, moving: Moving, k: int) -> None:
-        """All rows but the first ``k`` have ended."""
-        if k < len(moving.y):
-            self.ends.append((moving.y[k:], moving.t[k:]))
-
-    def meet(self, n: int, met: Any) -> None:
-        """What step ``n`` met."""
-        if met.saved is not None:
-            rows, columns = self.frozen.saved_at[n]
-            self.saved.append((self.frozen.order[rows], columns, met.saved))
-        for each, t, y in zip(self.frozen.crossings[n], met.t, met.y):
-            self.crossed.append((*each.place, t, y))
-
-    def of(self, solution: Solution) -> Solution:
-        """``solution`` with the collected numbers in it."""
-        order, saved, events = self.frozen.order, solution.saved, solution.events
-        y, t = solution.y, solution.t
-        if self.ends:
-            ends = [torch.cat(parts) for parts in zip(*reversed(self.ends))]
-            y = y.index_put((order,), ends[0])
-            t = t.index_put((order,), ends[1]) if self.frozen.timed else t
-        if saved is not None:
-            rows, columns = self.frozen.unmoved
-            pieces = [(self.frozen.order[rows], columns, self.first.y[rows]), *self.saved]
-            row, column, value = (torch.cat(parts) for parts in zip(*pieces))
-            saved = saved.index_put((row, column), value)
-        if events is not None and self.crossed:
-            row, column, time, state = (torch.cat(parts) for parts in zip(*self.crossed))
-            events = replace(
-                events,
-                t=events.t.index_put((row, column), time),
-                y=events.y.index_put((row, column), state),
-            )
-        return replace(solution, y=y, t=t, saved=saved, events=events)

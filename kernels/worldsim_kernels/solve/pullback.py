@@ -1,6 +1,7 @@
 """Cotangents pulled back through frozen steps, from the last one to the first.
 
-One node of a graph stands for the whole solve; its memory is what ``Past`` keeps.
+One node of a graph stands for the whole solve; its memory is what ``Past`` keeps. A cotangent that is to have
+a graph itself is pulled back through the graph of all steps instead.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from worldsim_kernels.solve.frozen import Frozen, Given, Moving
+from worldsim_kernels.solve.retaken import retaken
 from worldsim_kernels.solve.solution import EventLog, Solution, Steps
 
 
@@ -82,41 +84,73 @@ def pulled_back(frozen: Frozen, solution: Solution, past: Past, parameters: list
     """``solution`` with one node of a graph, whose backward goes through ``past``."""
     start, given, log = frozen.start(), frozen.given(), solution.events
     detached = given.like([each.detach() for each in given.tensors()])
-    empty = solution.t.new_zeros(0)
-    values = (
-        solution.y,
-        solution.t,
-        empty if solution.saved is None else solution.saved,
-        empty if log is None else log.t,
-        empty if log is None else log.y,
-    )
     function: Callable[..., tuple[Tensor, ...]] = PulledBack.apply
     y, t, saved, log_t, log_y = function(
-        frozen, past, detached, values, start.y, start.t, *given.tensors(), *parameters
+        frozen, past, detached, solution, start.y, start.t, *given.tensors(), *parameters
     )
     events = None if log is None else EventLog(log.which, log_t, log_y, log.count, log.step)
     kept = None if solution.saved is None else saved
     return replace(solution, y=y, t=t if frozen.timed else solution.t, saved=kept, events=events)
 
 
+def results(solution: Solution) -> tuple[Tensor, ...]:
+    """The numbers that have gradients, empty ones for those that ``solution`` lacks."""
+    log, empty = solution.events, solution.t.new_zeros(0)
+    saved = empty if solution.saved is None else solution.saved
+    return (solution.y, solution.t, saved, *((empty, empty) if log is None else (log.t, log.y)))
+
+
 class PulledBack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        ctx.frozen, ctx.past, ctx.given, values = arguments[:4]
-        ctx.width = len(ctx.given.tensors())
-        # A view has a graph of its own: the caller's solution stays as it is.
-        ctx.save_for_backward(*arguments[6 + ctx.width :])
+        ctx.frozen, ctx.past, ctx.given, ctx.solution = arguments[:4]
+        ctx.save_for_backward(*arguments[4:])
         ctx.set_materialize_grads(False)
-        return tuple(each.clone() for each in values)
+        # A view has a graph of its own: the caller's solution stays as it is.
+        return tuple(each.clone() for each in results(ctx.solution))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
-        wants = ctx.needs_input_grad[4:]
-        pull = Pull(ctx.frozen, ctx.given, list(ctx.saved_tensors), wants, bars)
+        wants, data = ctx.needs_input_grad[4:], list(ctx.saved_tensors)
+        if torch.is_grad_enabled():
+            return None, None, None, None, *_with_graph(ctx, data, wants, bars)
+        pull = Pull(ctx.frozen, ctx.given, data[2 + len(ctx.given.tensors()) :], wants, bars)
         for n, moving in ctx.past.backwards(ctx.given):
             pull.step(n, moving)
         return None, None, None, None, *pull.grads(wants)
+
+
+def _with_graph(
+    ctx: Any, data: list[Tensor], wants: tuple[bool, ...], bars: tuple[Tensor | None, ...]
+) -> list[Tensor | None]:
+    """The cotangents of ``data`` (y0 and t0 of the rows, what was given, the parameters), with a graph."""
+    opened: list[bool] = []
+    gate: Callable[..., Tensor] = Gate.apply
+    width = 2 + len(ctx.given.tensors())
+    own = [gate(opened, each) if want else each for each, want in zip(data[:width], wants)]
+    found = retaken(ctx.frozen, ctx.solution, Moving(own[0], own[1], own[1]), ctx.given.like(own[2:]))
+    outputs = [
+        (value, bar) for value, bar in zip(results(found), bars) if bar is not None and value.requires_grad
+    ]
+    inputs = [each for each, want in zip((*own, *data[width:]), wants) if want]
+    values, bars = zip(*outputs) if outputs else ((), ())
+    grads = iter(torch.autograd.grad(values, inputs, bars, allow_unused=True, create_graph=True))
+    opened.append(True)
+    return [next(grads) if want else None for want in wants]
+
+
+class Gate(torch.autograd.Function):
+    """The same numbers, whose cotangents go no further until ``opened`` holds something: a parameter may also
+    be among what a start was computed from, and what it owes to that is not the solve's to say."""
+
+    @staticmethod
+    def forward(ctx: Any, opened: list[bool], value: Tensor) -> Tensor:
+        ctx.opened = opened
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *bars: Tensor) -> tuple[None, Tensor | None]:
+        return None, bars[0] if ctx.opened else None
 
 
 class Pull:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from worldsim_kernels.solve.api import Save
 from worldsim_kernels.solve.brownian import Brownian
+from worldsim_kernels.solve.first_only import first_only
 from worldsim_kernels.solve.parameters import parameters_of
 from worldsim_kernels.solve.sde import Scheme, excited, fields
 from worldsim_kernels.solve.sde_grid import Grid
@@ -100,7 +101,7 @@ class _Reversed(torch.autograd.Function):
         return solution.y.clone(), saved.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_only("use ThroughSteps()")
     def backward(ctx: Any, bar: Tensor, saved_bar: Tensor) -> tuple[Tensor | None, ...]:
         index, y, hat, *given = ctx.saved_tensors
         solve, split = ctx.solve, len(given) - ctx.count
