@@ -111,6 +111,19 @@ _HEUN = Tableau(
     dense_order=2,
 )
 
+# Fehlberg 1969, RK1(2), carried on with the solution of order 2.
+_FEHLBERG2_B = _fractions("1/512 255/256 1/512")
+_FEHLBERG2 = Tableau(
+    order=2,
+    error_order=1,
+    a=_stages("1/2\n1/256 255/256"),
+    b=_FEHLBERG2_B,
+    c=_fractions("0 1/2 1"),
+    error=_difference(_FEHLBERG2_B, _fractions("1/256 255/256 0")),
+    dense=_rows("1 -511/512\n0 255/256\n0 1/512"),
+    dense_order=2,
+)
+
 # Ralston 1962: the smallest bound on the error of two stages.
 _RALSTON = Tableau(
     order=2,
@@ -329,6 +342,7 @@ TABLEAUS: Mapping[str, Tableau] = MappingProxyType(
         "euler": _EULER,
         "midpoint": _MIDPOINT,
         "heun": _HEUN,
+        "fehlberg2": _FEHLBERG2,
         "ralston": _RALSTON,
         "heun3": _HEUN3,
         "bosh3": _BOSH3,
