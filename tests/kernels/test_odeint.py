@@ -12,13 +12,13 @@ import torchdiffeq
 from torch import nn
 
 from worldsim_kernels.solve import SolveFailed
-from worldsim_kernels.solve.call import ADAPTIVE, FIXED
+from worldsim_kernels.solve.call import ADAPTIVE, FIXED, IMPLICIT
 from worldsim_kernels.solve.odeint import odeint, odeint_adjoint, odeint_dense, odeint_event
 
 F64 = torch.float64
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 T = torch.linspace(0, 2, 7, dtype=F64)
-METHODS = ["dopri5", "dopri8", "bosh3", "adaptive_heun", *FIXED]
+METHODS = ["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", *FIXED]
 
 
 class Spiral(nn.Module):
@@ -44,7 +44,7 @@ def both(func, y0, t, **settings):
     ("method", "backwards"), [*((method, False) for method in METHODS), ("dopri5", True), ("rk4", True)]
 )
 def test_states_and_gradients_are_those_of_torchdiffeq(method, backwards):
-    tolerance = {"adaptive_heun": 1e-4, "bosh3": 1e-6}.get(method, 1e-9)
+    tolerance = {"adaptive_heun": 1e-4, "fehlberg2": 1e-4, "bosh3": 1e-6}.get(method, 1e-9)
     found = []
     for solver in (odeint, torchdiffeq.odeint):
         func, y0 = Spiral(), starts().requires_grad_()
@@ -71,9 +71,45 @@ def test_fixed_steps_follow_the_same_grid_to_the_last_digit(method, interp):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)
 
 
+def test_a_time_in_float32_costs_no_step_of_no_length():
+    """0.3 in float32 is more than three steps of 0.1, by a rounding."""
+    heard = []
+
+    class Decay:
+        def __call__(self, t, y):
+            return -y
+
+        def callback_step(self, t, y, h):
+            heard.append(h.item())
+
+    for end, steps in ((0.3, 3), (0.6, 6), (1.1, 11)):
+        heard.clear()
+        t = torch.tensor([0.0, end])
+        odeint(Decay(), torch.ones(1), t, method="euler", options={"step_size": 0.1})
+        assert len(heard) == steps
+
+
 def test_a_fixed_grid_backwards():
     ours, theirs = both(Spiral(), starts(), T.flip(0), method="rk4", options={"step_size": 0.13})
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("method", IMPLICIT)
+def test_implicit_steps_of_the_callers_length(method):
+    def stiff(t, y):
+        return -1000 * (y - torch.cos(t)) - torch.sin(t)
+
+    out = odeint(stiff, torch.ones(1, dtype=F64), T, method=method, options={"step_size": 0.05})
+    torch.testing.assert_close(out, torch.cos(T)[:, None], rtol=0, atol=1e-3)
+    found = []
+    for settings in ({"method": method, "options": {"step_size": 0.025}}, {"method": "dopri8", **TIGHT}):
+        func, y0 = Spiral(), starts().requires_grad_()
+        end = odeint(func, y0, T.flip(0), **settings)[-1]
+        found.append((end.detach(), *torch.autograd.grad(end.square().sum(), (y0, func.matrix))))
+    for one, other in zip(*found, strict=True):
+        within = {"implicit_euler": 1.5, "radauIIA3": 1e-4, "radauIIA5": 1e-7, "gl4": 2e-6, "gl6": 1e-7}
+        bound = within.get(method, 0.03) * other.abs().max().item()
+        torch.testing.assert_close(one, other, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 3, 4)])
@@ -144,6 +180,15 @@ def test_tolerances_by_component_and_a_norm_of_ones_own():
 
     odeint(counted, y0, T, rtol=0.0, atol=loose, options={"norm": lambda e: e[:2].abs().max()})
     assert len(calls) < 60
+
+
+def test_parts_of_a_slope_may_have_other_axes_of_the_same_size():
+    def func(t, y):
+        return [-y[0].reshape(1), y[1].reshape(4)]
+
+    y0 = (torch.tensor(1.0, dtype=F64), torch.ones(2, 2, dtype=F64))
+    for mine, other in zip(*both(func, y0, T, **TIGHT), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-7, atol=1e-7)
 
 
 def test_callbacks_hear_of_every_attempt_once():
@@ -272,6 +317,8 @@ def test_unknown_options_are_named_and_wrong_ones_refused():
     for settings, says in (
         ({"method": "dopri6"}, "no method 'dopri6'; there are adaptive_heun, .*tsit5"),
         ({"method": "leapfrog"}, "no method 'leapfrog'"),
+        ({"method": "implicit_adams"}, "no method 'implicit_adams' here: use dopri5"),
+        ({"method": "scipy_solver"}, "no method 'scipy_solver' here: use auto"),
         ({"method": "rk4", "options": {"interp": "quartic"}}, "linear or cubic"),
         ({"method": "rk4", "options": {"step_size": 0.0}}, "step_size"),
         ({"rtol": -1e-3}, "rtol must be finite and not negative"),
@@ -614,6 +661,47 @@ def test_a_dense_solution_is_a_function_of_time():
     assert dense(T[1]).shape == (2, 2)
     pair = odeint_dense(lambda t, y: (-y[0], y[1]), (starts(), starts()), 0.0, 2.0)
     assert [each.shape for each in pair(T)] == [(7, 2, 2), (7, 2, 2)]
+    assert dense(torch.tensor([0.5, 2.5], dtype=F64)).isnan().all((1, 2)).tolist() == [False, True]
+    with pytest.raises(ValueError, match="rk4 is one of fixed steps"):
+        odeint_dense(lambda t, y: -y, starts(), 0.0, 2.0, method="rk4", options={"step_size": 0.1})
+
+
+def test_a_dense_solution_has_the_gradients_of_a_solve():
+    """At times in any order, some of them beyond the end."""
+    func, y0 = Spiral(), starts().requires_grad_()
+    weights = torch.randn(3, 2, 2, dtype=F64, generator=torch.Generator().manual_seed(2))
+    found = []
+    for dense in (True, False):
+        times = torch.tensor([1.9, 0.2, 2.5, 1.1], dtype=F64, requires_grad=True)
+        if dense:
+            out = odeint_dense(func, y0, 0.0, 2.0, **TIGHT)(times)[[1, 3, 0]]
+        else:
+            t = torch.cat([torch.zeros(1, dtype=F64), times[[1, 3, 0]]])
+            out = odeint(func, y0, t, **TIGHT)[1:]
+        found.append(torch.autograd.grad((out * weights).sum(), (y0, func.matrix, times)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_a_gradient_can_be_differentiated_as_that_of_torchdiffeq(method):
+    found = []
+    for solver in (odeint, torchdiffeq.odeint):
+        func, y0 = Spiral(), starts().requires_grad_()
+        out = solver(func, y0, T, method=method, **TIGHT)
+        slopes = torch.autograd.grad(out[-1].sum(), (y0, func.matrix), create_graph=True)
+        penalty = sum(each.square().sum() for each in slopes)
+        found.append(torch.autograd.grad(penalty, (y0, func.matrix)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_the_adjoint_refuses_second_derivatives():
+    y0 = starts().requires_grad_()
+    out = odeint_adjoint(Spiral(), y0, T, rtol=1e-3, atol=1e-3)
+    (slope,) = torch.autograd.grad(out[-1].sum(), y0, create_graph=True)
+    with pytest.raises(RuntimeError, match="odeint differentiates to any order"):
+        slope.square().sum().backward()
 
 
 def test_nothing_is_warned_of_in_a_plain_call():

@@ -14,6 +14,7 @@ from torch import Tensor
 from worldsim_kernels.solve import eager, gradients
 from worldsim_kernels.solve.api import Save, checked, solve
 from worldsim_kernels.solve.control import PID, Constant, norm
+from worldsim_kernels.solve.implicit import ImplicitRungeKutta
 from worldsim_kernels.solve.judged import Judge, Judged
 from worldsim_kernels.solve.layout import State, field_of, layout_of, tolerance
 from worldsim_kernels.solve.perturbed import Perturbed, within
@@ -29,6 +30,22 @@ FIXED: Mapping[str, str] = {
     "rk4": "three_eighths",
 }
 """torchdiffeq's methods of fixed steps, and what they are called here."""
+IMPLICIT: Mapping[str, str] = {
+    **{name: name for name in ("implicit_euler", "implicit_midpoint", "trapezoid", "sdirk2", "trbdf2")},
+    "radauIIA3": "radau3",
+    "radauIIA5": "radau5",
+    "gl4": "gauss4",
+    "gl6": "gauss6",
+}
+"""Those of its methods of fixed steps that solve equations, here by Newton's method."""
+INSTEAD: Mapping[str, str] = {
+    "scipy_solver": "auto, which changes between tsit5 and a stiff method, or rodas5p or kvaerno5",
+    **dict.fromkeys(
+        ("explicit_adams", "implicit_adams", "fixed_adams"),
+        "dopri5 or dopri8, or rk4 for the same fixed steps",
+    ),
+}
+"""What to use for its methods that are not here."""
 ADAPTIVE: Mapping[str, str] = {"adaptive_heun": "heun"}
 FIXED_OPTIONS = ("step_size", "grid_constructor", "interp", "norm", "perturb", "max_num_steps", "dtype")
 ADAPTIVE_OPTIONS = (
@@ -73,7 +90,7 @@ class Call:
         self.y0 = self.layout.pack(y0, "y0")
         self.t, self.t_dtype = checked_t(t, self.y0, rows), t.dtype
         self.name = "dopri5" if method is None else method
-        self.fixed = self.name in FIXED
+        self.fixed = of_fixed_steps(self.name)
         self._check_options()
         self.max_steps = int(self.options.get("max_num_steps", 100_000))
         self.callbacks = self._callbacks()
@@ -194,7 +211,8 @@ class Call:
         if not float(size) > 0:
             raise ValueError(f"options['step_size'] must be positive, it is {float(size)}")
         span = t[-1] - t[0]
-        count = int(torch.ceil(span.detach().abs() / size))
+        # As t was given: 0.3 in float32 is more than 0.3, and would cost a step of no length.
+        count = int(torch.ceil(span.detach().to(self.t_dtype).abs() / float(size)))
         steps = torch.arange(count, dtype=t.dtype, device=t.device) * float(size)
         return torch.cat([t[0] + torch.sign(span.detach()) * steps, t[-1:]])
 
@@ -334,11 +352,25 @@ def checked_t(t: Tensor, y0: Tensor, rows: bool) -> Tensor:
     return t.to(y0.device, torch.float64)
 
 
+def of_fixed_steps(name: str | None) -> bool:
+    """Whether steps of this method are of a length that the caller says."""
+    return name in FIXED or name in IMPLICIT
+
+
 def _stepper(name: str, fixed: bool) -> Any:
+    if name in IMPLICIT:
+        return ImplicitRungeKutta(IMPLICIT[name])
+    if name in INSTEAD:
+        raise ValueError(f"there is no method {name!r} here: use {INSTEAD[name]}")
     known = FIXED.get(name) or ADAPTIVE.get(name) or name
     if known in HOME:
         stepper = stepper_of(known)
         if ODE in stepper.terms and (fixed or stepper.properties.error_order is not None):
             return stepper
-    offered = [*FIXED, *ADAPTIVE, *(each for each in HOME if stepper_of(each).properties.error_order)]
+    offered = [
+        *FIXED,
+        *IMPLICIT,
+        *ADAPTIVE,
+        *(each for each in HOME if stepper_of(each).properties.error_order),
+    ]
     raise ValueError(f"there is no method {name!r}; there are {', '.join(sorted(set(offered)))}")

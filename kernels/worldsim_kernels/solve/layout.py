@@ -39,6 +39,8 @@ class Layout:
         flat = []
         for part, shape, dtype in zip(parts, self.shapes, self.dtypes):
             expected = [len(part), *shape] if self.rows and part.dim() else list(shape)
+            if self.tupled and not self.rows and part.numel() == shape.numel():
+                part = part.reshape(shape)  # as [1] for a number, in torchdiffeq too
             if list(part.shape) != expected:
                 raise ValueError(f"{what} must have the shape of y0: {expected}, not {list(part.shape)}")
             value = torch.view_as_real(part.to(dtype)) if dtype.is_complex else part.to(self.dtype)

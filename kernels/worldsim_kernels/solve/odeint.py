@@ -26,7 +26,7 @@ from worldsim_kernels.solve.adjoint import ContinuousAdjoint
 from worldsim_kernels.solve.api import Problem, Save
 from worldsim_kernels.solve.augmented import Call as AdjointCall
 from worldsim_kernels.solve.augmented import adjoint_norm
-from worldsim_kernels.solve.call import ADAPTIVE, FIXED, Call
+from worldsim_kernels.solve.call import ADAPTIVE, Call, of_fixed_steps
 from worldsim_kernels.solve.events import Event
 from worldsim_kernels.solve.layout import State
 from worldsim_kernels.solve.solution import Solution, SolveFailed, Status
@@ -56,9 +56,10 @@ def odeint(
               with one step size
     t         ``[time]``, strictly rising or falling
     rtol, atol  numbers, tensors that broadcast to ``y0``, or tuples as ``y0``
-    method    dopri5 (None), dopri8, bosh3, adaptive_heun, tsit5 or any other adaptive stepper; euler,
-              midpoint, heun2, heun3, rk4 (the rule of three eighths), which step from one of ``t`` to
-              the next
+    method    dopri5 (None), dopri8, bosh3, fehlberg2, adaptive_heun, tsit5 or any other adaptive stepper;
+              euler, midpoint, heun2, heun3, rk4 (the rule of three eighths), implicit_euler,
+              implicit_midpoint, trapezoid, sdirk2, trbdf2, radauIIA3, radauIIA5, gl4, gl6, which step from
+              one of ``t`` to the next
     options   adaptive: first_step, min_step (shorter ones are not tried, so the tolerance may be missed),
               max_step, safety, ifactor, dfactor, max_num_steps, norm, step_t (steps end there), jump_t (the
               field jumps there). Fixed: step_size, grid_constructor, interp ("linear" or "cubic"), perturb
@@ -134,11 +135,12 @@ def odeint_dense(
     options: Mapping[str, Any] | None = None,
 ) -> Callable[[Tensor], State]:
     """The solution from ``t0`` to ``t1`` as a function ``[time] -> [time, *state]``, or of one time without
-    axes. Without gradients; NaN outside of t0 to t1."""
+    axes; NaN outside of t0 to t1. Raises ValueError for a method of fixed steps."""
     t = torch.stack([torch.as_tensor(each, dtype=torch.float64).reshape(()) for each in (t0, t1)])
     call = Call(func, y0, t, rtol, atol, method, options, False, (), None, "torch")
-    with torch.no_grad():
-        dense = call.solve(call.term(), call.y0, t[:1], t[1:], Save(dense=True)).dense
+    if call.fixed:
+        raise ValueError(f"odeint_dense takes adaptive methods, and {call.name} is one of fixed steps")
+    dense = call.solve(call.term(), call.y0, t[:1], t[1:], Save(dense=True)).dense
     assert dense is not None
 
     def at(times: Tensor) -> State:
@@ -206,7 +208,7 @@ def odeint_adjoint(
     norm = adjoint_norm(
         settings.pop("norm", None), (options or {}).get("norm"), len(y0) if tupled else 1, tupled
     )
-    if norm is not None and back["method"] not in FIXED:
+    if norm is not None and not of_fixed_steps(back["method"]):
         settings["norm"] = norm
     call = AdjointCall(
         func,
@@ -226,7 +228,7 @@ def _by_rows(back: Mapping[str, Any], adjoint_options: Mapping[str, Any] | None)
             stacklevel=3,
         )
     name = back["method"] or "dopri5"
-    stepper = "dopri5" if name in FIXED else ADAPTIVE.get(name, name)
+    stepper = "dopri5" if of_fixed_steps(name) else ADAPTIVE.get(name, name)
     return ContinuousAdjoint(rtol=back["rtol"], atol=back["atol"], stepper=stepper)
 
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from worldsim_kernels.solve.stepper import Stepper
-from worldsim_kernels.solve.terms import of_rows
+from worldsim_kernels.solve.terms import ODE, of_rows
 
 
 def parameters_of(term: Any, events: tuple[Any, ...], stepper: Stepper, t: Tensor, y: Tensor) -> list[Tensor]:
     """The leaf tensors that require a gradient and that ``term`` or ``events`` reach: the parameters of
-    modules that they are, that their methods are bound to or that they close over, and whatever a step of
-    row 0 meets on its graph. A bare tensor that is used in some states only, and not in this one, is not
+    modules that they are, that their methods are bound to or that they close over, and whatever row 0
+    meets on its graph. A bare tensor that is used in some states only, and not in this one, is not
     found: keep it in a module or in ``args``.
 
     t, y  ``[row]`` and ``[row, *state]``
@@ -71,12 +71,16 @@ def _of_function(owner: Any, seen: set[int]) -> Iterator[Tensor]:
 
 
 def _met(term: Any, events: tuple[Any, ...], stepper: Stepper, t: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """The leaves on the graph of a short step of row 0."""
+    """The leaves on the graph of row 0: of its slope, or of a short step of a term of several functions."""
     first = torch.zeros(1, dtype=torch.int64, device=y.device)
     with torch.enable_grad():
         term, t, y = of_rows(term, first), t[:1].detach(), y[:1].detach()
         h = torch.full_like(t, 1e-3)
-        outputs = [stepper.step(term, t, h, y, stepper.start(term, t, y)).y]
+        if isinstance(term, ODE):  # whose steps evaluate nothing else
+            within = getattr(stepper, "within", None)
+            outputs = [(term if within is None else within(term, t, h))(t, y)]
+        else:
+            outputs = [stepper.step(term, t, h, y, stepper.start(term, t, y)).y]
         outputs += [event.value(t, y, term) for event in events]
         outputs += [event.reset(t.to(y.dtype), y, *term.args) for event in events if event.reset is not None]
     todo = [output.grad_fn for output in outputs if output.grad_fn is not None]

@@ -22,9 +22,13 @@ class Perturbed:
         """Nothing: each step has a field of its own."""
         return ()
 
+    def within(self, term: ODE, t: Tensor, h: Tensor) -> ODE:
+        """``term`` as a step sees it."""
+        return within(term, torch.minimum(t, t + h), torch.maximum(t, t + h))
+
     def step(self, term: ODE, t: Tensor, h: Tensor, y: Tensor, carry: tuple[Tensor, ...]) -> Step:
         """See ``Stepper.step``."""
-        inside = within(term, torch.minimum(t, t + h), torch.maximum(t, t + h))
+        inside = self.within(term, t, h)
         step = self._stepper.step(inside, t, h, y, self._stepper.start(inside, t, y))
         begun = int(getattr(self._stepper, "start_evaluations", 0))
         return replace(step, carry=(), evaluations=step.evaluations + begun)
