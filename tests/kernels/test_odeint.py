@@ -89,6 +89,17 @@ def test_a_time_in_float32_costs_no_step_of_no_length():
         assert len(heard) == steps
 
 
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
+def test_gradients_by_time_of_a_step_that_misses_the_solution_by_far(method):
+    """The slope at its end is enormous and says nothing of how that end moves with the step."""
+    found = []
+    for solver in (odeint, torchdiffeq.odeint):
+        t = torch.tensor([0.3, 1.9], dtype=F64, requires_grad=True)
+        out = solver(lambda t, y: y**3 + t, torch.tensor([2.0, -5.0], dtype=F64), t, method=method)
+        found.append(torch.autograd.grad(out[-1].sum(), t)[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=0)
+
+
 def test_a_fixed_grid_backwards():
     ours, theirs = both(Spiral(), starts(), T.flip(0), method="rk4", options={"step_size": 0.13})
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)

@@ -236,19 +236,29 @@ class Frozen:
         time = given.times[rows, columns]
         at_end = time.detach() == ahead.detach()[rows]
         if bool(at_end.all()):
-            return self._at_end(term, time, ahead, step, rows)
+            return self._at_end(n, term, time, ahead, step, rows, columns)
         inside, ends = (~at_end).nonzero()[:, 0], at_end.nonzero()[:, 0]
         parts = [self._between(term, time[inside], t, ahead, y, step, rows[inside])]
         if len(ends):
-            parts.append(self._at_end(term, time[ends], ahead, step, rows[ends]))
+            parts.append(self._at_end(n, term, time[ends], ahead, step, rows[ends], columns[ends]))
         return torch.cat(parts)[torch.cat([inside, ends]).argsort()]
 
-    def _at_end(self, term: Any, time: Tensor, ahead: Tensor, step: Step, rows: Tensor) -> Tensor:
+    def _at_end(
+        self, n: int, term: Any, time: Tensor, ahead: Tensor, step: Step, rows: Tensor, columns: Tensor
+    ) -> Tensor:
         y = step.y[rows]
         if not self.timed:
             return y
-        away = time - ahead[rows]  # zero, but it may move
-        return y + wide(away, y) * of_rows(term, rows)(time, y) if away.requires_grad else y
+        # The end of a step moves with its target; with any other time that it is at, the state does.
+        apart = torch.ones_like(time, dtype=torch.bool)
+        if self.exact:
+            apart = (self.target[rows, n] != columns) | ~self.reached[rows, n]
+        other = apart.nonzero()[:, 0]
+        away = time[other] - ahead[rows[other]]  # zero, but it may move
+        if not len(other) or not away.requires_grad:
+            return y
+        slope = of_rows(term, rows[other])(time[other], y[other])
+        return y.index_add(0, other, wide(away, y) * slope)
 
     def _between(
         self, term: Any, time: Tensor, t: Tensor, ahead: Tensor, y: Tensor, step: Step, rows: Tensor
