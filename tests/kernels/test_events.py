@@ -205,6 +205,36 @@ def test_zero_at_the_start_does_not_fire():
     torch.testing.assert_close(found.t, torch.tensor([math.pi], dtype=D), rtol=0, atol=1e-8)
 
 
+def test_events_choose_among_themselves_by_direction():
+    """Two lines of slope 1, the second looked at upside down."""
+    start = torch.tensor([[0.0, 1.0]], dtype=D)
+    ends = {(1, 1): 5.0, (-1, -1): 4.0, (1, -1): 4.0, (-1, 1): 10.0, (-1, 0): 4.0, (0, 1): 5.0}
+    for (first, second), end in ends.items():
+        events = [
+            Event(lambda t, y: y[:, 0] - 5, direction=first),
+            Event(lambda t, y: 5 - y[:, 1], direction=second),
+        ]
+        for sign in (1, -1):  # and backwards, along which the same signs change
+            line = ODE(lambda t, y, sign=sign: torch.full_like(y, sign))
+            found = solve(line, start, 0.0, 10.0 * sign, events=events)
+            assert found.t.item() == pytest.approx(end * sign, abs=1e-12)
+            assert found.status.item() == (Status.DONE if end == 10 else Status.EVENT)
+
+
+def test_an_event_at_the_very_end_and_what_is_kept_after_one():
+    line, start = ODE(lambda t, y: torch.ones_like(y)), torch.zeros(1, 1, dtype=D)
+    at_end = solve(line, start, 0.0, 1.0, events=[Event(lambda t, y: y[:, 0] - 1 + 1e-12)])
+    assert at_end.status.item() == Status.EVENT
+    save = Save(times=torch.tensor([0.5, 3.0, 5.5], dtype=D), steps=True, dense=True)
+    found = solve(line, start, 0.0, 10.0, events=[Event(lambda t, y: y[:, 0] - 3.5)], save=save)
+    torch.testing.assert_close(found.saved[0, :2, 0], save.times[:2], rtol=0, atol=1e-12)
+    assert found.saved[0, 2].isnan().all()
+    assert found.steps.t[0, -1] == found.t[0]
+    after = found.dense(torch.tensor([3.4, 3.6], dtype=D))[0, :, 0]
+    assert after[0].item() == pytest.approx(3.4, abs=1e-12)
+    assert after[1].isnan()
+
+
 def test_touching_zero_is_no_crossing():
     touches = Event(lambda t, y: y[:, 0])
     field = ODE(lambda t, y: (2 * (t - 1))[:, None])
@@ -376,6 +406,13 @@ def test_what_is_no_event_is_refused():
         Event(height, limit=0)
     with pytest.raises(TypeError, match="sequence of Event"):
         solve(field, start, 0.0, 1.0, stepper="rk4", controller=Constant(0.1), events=[height])
+    for wrong, kind in (
+        (lambda t, y: y[:, 0] > 0, "bool"),
+        (lambda t, y: y[:, 0] + 0j, "complex128"),
+        (lambda t, y: 1.0, "float"),
+    ):
+        with pytest.raises(TypeError, match=f"real numbers.*{kind}"):
+            solve(ODE(oscillator), CIRCLE, 0.0, 9.0, events=[Event(wrong)])
     with pytest.raises(ValueError, match="function must give"):
         solve(field, start, 0.0, 1.0, stepper="dopri5", events=[Event(lambda t, y: y)])
     jump = Event(lambda t, y: y[:, 0], reset=lambda t, y: y[:, :1])

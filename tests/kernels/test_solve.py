@@ -189,6 +189,32 @@ def test_ragged_saves_and_dense_output_agree():
         assert (steps.t[row, count:] == t1[row]).all()
 
 
+@pytest.mark.parametrize("method", [*METHODS, "rodas5p", "kvaerno5", "auto"])
+@pytest.mark.parametrize("n", [0, 2])
+def test_rows_of_no_length_and_no_rows_at_all(method, n):
+    y0 = torch.ones(n, 2, 3, dtype=F64)
+    times = torch.tensor([1.0, 1.0], dtype=F64)
+    save = Save(times=times, steps=True, dense=True)
+    found = solve(ODE(lambda t, y: -y), y0, 1.0, 1.0, stepper=method, save=save)
+    assert found.status.tolist() == [Status.DONE] * n
+    assert found.steps.count.tolist() == [0] * n
+    for at in (found.saved, found.dense(times)):
+        assert torch.equal(at, y0.unsqueeze(1).expand(n, 2, 2, 3))
+    assert found.dense(times + 1).isnan().all()
+    assert found.dense(times + 1).shape == (n, 2, 2, 3)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "rodas5p", "kvaerno5", "auto"])
+def test_intervals_of_one_rounding(method):
+    for t0, t1 in ((0.0, 5e-324), (1.0, math.nextafter(1, 0)), (1e6, math.nextafter(1e6, 2e6))):
+        ends = torch.tensor([t0, t1], dtype=F64)
+        term, y0, _ = rows("lorenz", 2)
+        found = solve(term, y0, t0, t1, stepper=method, save=Save(times=ends, dense=True))
+        assert found.status.tolist() == [Status.DONE] * 2
+        for at in (found.saved, found.dense(ends)):
+            torch.testing.assert_close(at, torch.stack([y0, found.y], 1), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("controller", [PID(1e-8, 1e-8), Constant(0.03)])
 def test_exact_saves_end_steps(controller):
     term, y0, _ = rows("lorenz", 4)

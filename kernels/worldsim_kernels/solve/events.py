@@ -70,8 +70,12 @@ class Event:
         return self.ends or self.reset is not None
 
     def value(self, t: Tensor, y: Tensor, term: Any) -> Tensor:
-        """The function ``[row]``, float64. Raises ValueError when it gives another shape."""
+        """The function ``[row]``, float64. Raises ValueError when it gives another shape, TypeError when it
+        gives what has no sign."""
         value = self.function(t.to(y.dtype), y, *term.args)
+        if not isinstance(value, Tensor) or value.dtype is torch.bool or value.is_complex():
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"an event's function must give real numbers, whose sign changes, not {kind}")
         if value.shape != t.shape:
             raise ValueError(f"an event's function must give [row={len(t)}], it gives {list(value.shape)}")
         return value.double()

@@ -134,11 +134,14 @@ class Dense:
         moved = known & (steps.count > 0)[:, None]
         row, column = moved.nonzero().unbind(1)
         if len(row):
-            flat = self.place[row, number[row, column]]
-            t = steps.t[row, number[row, column]]
-            theta = (times[row, column] - t) / self.h[flat]
-            part, term = rows_of(self.step, flat), of_rows(problem.term, row)
-            out[row, column] = interpolated(problem.stepper, term, t, self.h[flat], self.y[flat], part, theta)
+            out[row, column] = self._between(row, number[row, column], times[row, column])
         at_start = times == steps.t[:, :1]
         start = problem.y0.unsqueeze(1).expand_as(out)
         return torch.where(at_start.reshape(*at_start.shape, *[1] * (out.dim() - 2)), start, out)
+
+    def _between(self, row: Tensor, number: Tensor, time: Tensor) -> Tensor:
+        """The states of ``row`` at ``time``, in its ``number``-th step, all ``[k]``."""
+        problem, flat = self.problem, self.place[row, number]
+        t, h, term = self.steps.t[row, number], self.h[flat], of_rows(self.problem.term, row)
+        part = rows_of(self.step, flat)
+        return interpolated(problem.stepper, term, t, h, self.y[flat], part, (time - t) / h)
