@@ -169,12 +169,13 @@ class Backwards:
             total += grad
 
 
-def gradients(slope: Tensor, inputs: list[Tensor], bar: Tensor) -> list[Tensor]:
-    """``bar`` pulled back to ``inputs``, zero where ``slope`` does not depend on one."""
+def gradients(slope: Tensor, inputs: list[Tensor], bar: Tensor, graph: bool = False) -> list[Tensor]:
+    """``bar`` pulled back to ``inputs``, zero where ``slope`` does not depend on one; with ``graph``, to be
+    differentiated again."""
     if not slope.requires_grad or not inputs:
         return [torch.zeros_like(each) for each in inputs]
     # Parts of the graph may belong to the caller: a closed-over tensor that was computed before.
-    found = torch.autograd.grad(slope, inputs, bar, allow_unused=True, retain_graph=True)
+    found = torch.autograd.grad(slope, inputs, bar, allow_unused=True, retain_graph=True, create_graph=graph)
     return [torch.zeros_like(each) if grad is None else grad for each, grad in zip(inputs, found)]
 
 

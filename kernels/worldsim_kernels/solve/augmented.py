@@ -106,17 +106,23 @@ class Backwards:
                 setattr(self, name, getattr(call.func, f"{name}_adjoint"))
 
     def __call__(self, t: Tensor, z: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        y = [each.detach().requires_grad_() for each in z[1 : 1 + self.count]]
+        # Implicit steps differentiate this in turn.
+        graph = torch.is_grad_enabled() and (t.requires_grad or any(each.requires_grad for each in z))
+        y = [_leaf(each, True, graph) for each in z[1 : 1 + self.count]]
         a = z[1 + self.count : 1 + 2 * self.count]
-        t = t.detach().requires_grad_(self.timed)
+        t = _leaf(t, self.timed, graph)
         inputs = [*([t] if self.timed else []), *y, *self.parameters]
         with torch.enable_grad():
             slope = self.call.slope(t, y)
         pulled = [torch.zeros_like(each) for each in inputs]
         for part, bar in zip(slope, a):
-            pulled = [one + more for one, more in zip(pulled, gradients(part, inputs, -bar))]
+            pulled = [one + more for one, more in zip(pulled, gradients(part, inputs, -bar, graph))]
         by_t = pulled.pop(0) if self.timed else torch.zeros_like(z[0])
-        return by_t, *(each.detach() for each in slope), *pulled
+        return by_t, *(each if graph else each.detach() for each in slope), *pulled
+
+
+def _leaf(value: Tensor, wanted: bool, graph: bool) -> Tensor:
+    return value if graph and value.requires_grad else value.detach().requires_grad_(wanted)
 
 
 def along(slope: tuple[Tensor, ...], bars: list[Tensor]) -> Tensor:
