@@ -202,6 +202,22 @@ def test_parts_of_a_slope_may_have_other_axes_of_the_same_size():
         torch.testing.assert_close(mine, other, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_evaluations_are_about_those_of_torchdiffeq(method):
+    """One more to see what a field depends on, and one for the estimate of the first step."""
+    counts = []
+    for solver in (odeint, torchdiffeq.odeint):
+        func, calls = Spiral(), []
+
+        def counted(t, y, func=func, calls=calls):
+            calls.append(1)
+            return func(t, y)
+
+        solver(counted, starts(), T, method=method, rtol=1e-5, atol=1e-5)
+        counts.append(len(calls))
+    assert counts[0] <= counts[1] + (1 if method == "rk4" else 2 + 7)  # and a step, where they round apart
+
+
 def test_callbacks_hear_of_every_attempt_once():
     class Heard(nn.Module):
         def __init__(self):
@@ -576,6 +592,18 @@ def test_the_adjoint_of_a_tuple_takes_options_of_its_own(method):
         found.append([*(each.detach() for each in out), *(each.grad for each in y0), rate.grad])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["implicit_midpoint", "radauIIA3"])
+def test_the_adjoint_goes_back_in_implicit_steps(method):
+    found = []
+    for solver in (odeint_adjoint, odeint):
+        func, y0 = Spiral(), starts().requires_grad_()
+        out = solver(func, y0, T[:2], method=method, options={"step_size": 1 / 24})
+        out[1:].square().sum().backward()
+        found.append((y0.grad, func.matrix.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=5e-3, atol=5e-3)
 
 
 @pytest.mark.parametrize("tupled", [False, True])

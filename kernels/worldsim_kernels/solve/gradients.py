@@ -11,7 +11,7 @@ A row that failed is cut out: its numbers are constants, and its neighbours' gra
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from worldsim_kernels.solve.api import Problem, Save, solve
 from worldsim_kernels.solve.control import Constant
 from worldsim_kernels.solve.frozen import Frozen
-from worldsim_kernels.solve.parameters import parameters_of
+from worldsim_kernels.solve.parameters import has_parameters, parameters_of
 from worldsim_kernels.solve.pullback import Stored, Undone, pulled_back
 from worldsim_kernels.solve.retaken import retaken
 from worldsim_kernels.solve.solution import Solution, Steps
@@ -54,14 +54,14 @@ def wanted(problem: Problem, gradient: Gradient | None) -> Gradient | None:
         return None
     data = [problem.y0, problem.t0, problem.t1, *getattr(problem.term, "args", ())]
     data += [] if problem.times is None else [problem.times]
-    if not any(each.requires_grad for each in data) and not _parameters(problem):
+    if not any(each.requires_grad for each in data) and not has_parameters(*_seen(problem)):
         return None
     return Replay() if gradient is None else gradient
 
 
 def attach(problem: Problem, solution: Solution, gradient: Gradient) -> Solution:
     """``solution``, found for ``without_graph(problem, gradient)``, made differentiable."""
-    parameters = _parameters(problem)
+    parameters = parameters_of(*_seen(problem))
     found = gradient.attach(problem, solution, parameters)
     aimed = problem.exact or isinstance(problem.controller, Constant)
     if solution.dense is None or not gradient.needs_steps or aimed:
@@ -136,8 +136,8 @@ def without_graph(problem: Problem, gradient: Gradient) -> Problem:
     )
 
 
-def _parameters(problem: Problem) -> list[Tensor]:
-    return parameters_of(problem.term, problem.events, problem.stepper, problem.t0, problem.y0)
+def _seen(problem: Problem) -> tuple[Any, tuple[Any, ...], Any, Tensor, Tensor]:
+    return problem.term, problem.events, problem.stepper, problem.t0, problem.y0
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,13 @@
 Source of the interface: Chen, Rubanova, Bettencourt, Duvenaud 2018, *Neural ordinary differential equations*,
 and their package torchdiffeq. What differs:
 
-- a failure is ``SolveFailed`` with what to do, not an AssertionError;
+- a failure is ``SolveFailed`` with what to do, not an AssertionError, and so are fixed steps to what is not
+  finite, which are no failure there;
 - gradients are those of the steps that were taken (see ``gradients``), also by ``t`` and of an event's time;
 - an event that is zero at the start does not fire there: it fires where its sign changes;
 - ``max_num_steps`` bounds a solve and not one interval of ``t``, and is 100,000 unless it is given;
+- ``adaptive_heun`` and ``fehlberg2`` evaluate the slope at each state, not at the last stage before it: one
+  evaluation a step more, and a smaller error;
 - a complex number counts as two real ones where errors are measured;
 - any adaptive stepper of ``solve`` may be named, and ``rows=True`` gives every row its own steps.
 """

@@ -15,9 +15,9 @@ from worldsim_kernels.solve.terms import ODE, of_rows
 
 def parameters_of(term: Any, events: tuple[Any, ...], stepper: Stepper, t: Tensor, y: Tensor) -> list[Tensor]:
     """The leaf tensors that require a gradient and that ``term`` or ``events`` reach: the parameters of
-    modules that they are, that their methods are bound to or that they close over, and whatever row 0
-    meets on its graph. A bare tensor that is used in some states only, and not in this one, is not
-    found: keep it in a module or in ``args``.
+    modules that they are, that their methods are bound to, that they close over or have as defaults, and
+    whatever row 0 meets on its graph. A bare tensor that is used in some states only, and not in this one,
+    is not found: keep it in a module or in ``args``.
 
     t, y  ``[row]`` and ``[row, *state]``
     """
@@ -30,6 +30,13 @@ def parameters_of(term: Any, events: tuple[Any, ...], stepper: Stepper, t: Tenso
             found[id(each)] = each
     given = {id(each) for each in getattr(term, "args", ())}
     return [each for key, each in found.items() if key not in given]
+
+
+def has_parameters(term: Any, events: tuple[Any, ...], stepper: Stepper, t: Tensor, y: Tensor) -> bool:
+    """Whether ``parameters_of`` finds any; asks the field only where nothing that holds one is seen."""
+    given = {id(each) for each in getattr(term, "args", ())}
+    owned = (each for owner in (term, *events) for each in _owned(owner, set()))
+    return any(id(each) not in given for each in owned) or bool(parameters_of(term, events, stepper, t, y))
 
 
 def _owned(owner: Any, seen: set[int]) -> Iterator[Tensor]:
@@ -65,6 +72,7 @@ def _of_function(owner: Any, seen: set[int]) -> Iterator[Tensor]:
             yield from _owned(cell.cell_contents, seen)
         except ValueError:  # a cell that is not filled yet
             continue
+    yield from _owned(getattr(owner, "__defaults__", None), seen)
     if callable(owner) and not hasattr(owner, "__code__"):
         for part in getattr(owner, "__dict__", {}).values():
             yield from _owned(part, seen)
