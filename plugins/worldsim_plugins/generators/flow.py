@@ -9,9 +9,7 @@ nothing before frame 0: the law is taken to be autonomous and Markov.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from typing import Annotated, Literal, TypeAlias
 
 import torch
@@ -21,8 +19,9 @@ from torch import Tensor, nn
 
 from worldsim import Trajectory, hookimpl
 from worldsim.protocols import Correction
+from worldsim_plugins.generators.networks import TIME_FEATURES, fourier, perceptron
+from worldsim_plugins.generators.windows import Windows, normal, rolled
 
-FREQUENCIES = 8
 LATE = 0.5
 
 Adjust: TypeAlias = Callable[[Tensor, float, Tensor], Tensor]
@@ -77,17 +76,12 @@ class Flow(nn.Module):
         ] = 100.0,
     ) -> None:
         super().__init__()
-        self.window, self.time_step = grid_of(truth)
-        self.state_shape = truth.state_shape
+        self.windows = Windows(truth)
+        self.window, self.time_step = self.windows.frames, self.windows.time_step
         self.steps, self.method, self.guide_from = steps, method, guide_from
         self.coupling, self.context_weight = coupling, context_weight
-        state = math.prod(truth.state_shape)
-        action = 0 if truth.actions is None else math.prod(truth.actions.shape[2:])
-        frames = self.window - 1
-        self.context_size = state + frames * action
-        sizes = [frames * state + self.context_size + 2 * FREQUENCIES + 1, *[width] * depth]
-        hidden = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.SiLU())]
-        self.field = nn.Sequential(*hidden, nn.Linear(width, frames * state))
+        size, features = self.windows.size, self.windows.features
+        self.field = perceptron(size + features + TIME_FEATURES, width, depth, size)
 
     def velocity(self, x: Tensor, s: Tensor | float, context: Tensor) -> Tensor:
         """dx/ds for ``x`` ``[sample, frame, *state]`` (frames 1..), ``s`` ``[sample]`` or a number in [0, 1],
@@ -96,18 +90,8 @@ class Flow(nn.Module):
         return self.field(torch.cat([x.flatten(1), context, fourier(s)], 1)).view_as(x)
 
     def condition(self, frame: Tensor, actions: Tensor | None) -> Tensor:
-        """``[sample, feature]`` from frame 0 ``[sample, *state]`` and actions ``[sample, time, *action]``,
-        of which the window's last one changes nothing and is left out."""
-        parts = [frame.flatten(1)]
-        if actions is not None:
-            parts.append(actions[:, : self.window - 1].flatten(1).to(frame))
-        context = torch.cat(parts, 1)
-        if context.shape[1] != self.context_size:
-            raise ValueError(
-                f"this flow was built for {self.context_size} numbers of context (frame 0 and the actions of "
-                f"{self.window - 1} steps), it was given {context.shape[1]}: give actions as in the fit"
-            )
-        return context
+        """``[sample, feature]`` from frame 0 ``[sample, *state]`` and actions ``[sample, time, *action]``."""
+        return self.windows.condition(frame, actions)
 
     def loss(self, truth: Trajectory) -> Tensor:
         """Mean squared error of the velocity over ``truth`` ``[trajectory, 1, window, *state]``."""
@@ -129,17 +113,7 @@ class Flow(nn.Module):
 
     def _match(self, truth: Trajectory) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Loss, x_s ``[trajectory, frame, *state]``, s ``[trajectory]`` and velocity of a training batch."""
-        if len(truth.times) != self.window or truth.states.shape[1] != 1:
-            raise ValueError(
-                f"this flow is over windows of {self.window} frames with one draw each, not "
-                f"{list(truth.states.shape)}; fit.window must be the same when it is built and fitted"
-            )
-        if truth.length is not None and bool((truth.length < self.window).any()):
-            raise ValueError(
-                "a window ends early (ragged data); a flow needs whole windows: choose fit.window"
-            )
-        states = truth.states[:, 0]
-        data, context = states[:, 1:], self.condition(states[:, 0], truth.actions)
+        _, data, context = self.windows.split(truth)
         noise = torch.randn(data.shape, dtype=data.dtype).to(data)
         if self.coupling == "minibatch_ot":
             noise = noise[transport_plan(noise, data, context, self.context_weight)]
@@ -193,19 +167,13 @@ class Flow(nn.Module):
         generator: torch.Generator,
         correct: Correction | None,
     ) -> Trajectory:
-        check_step(times, self.time_step)
-        weight = next(self.parameters())
-        known = context.states[:, :1, -1:].repeat_interleave(draws, 1).to(weight)
-        while (past := known.shape[2]) < len(times):
-            frame = known[:, :, -1].flatten(0, 1)
-            held = None if actions is None else hold(actions, past - 1, self.window - 1)
-            held = None if held is None else held.repeat_interleave(draws, 0)
-            shape = (len(frame), self.window - 1, *self.state_shape)
-            noise = torch.randn(shape, dtype=torch.float64, generator=generator).to(weight)
+        def window_after(known: Tensor, given: Tensor) -> Tensor:
+            shape = (len(given), self.window - 1, *self.windows.state_shape)
             adjust = None if correct is None else self._guide(correct, context, known, times, actions)
-            window = self.transport(noise, self.condition(frame, held), adjust)
-            known = torch.cat([known, window.unflatten(0, known.shape[:2])], 2)[:, :, : len(times)]
-        return rolled(context, known, times, actions)
+            return self.transport(normal(shape, generator, given), given, adjust)
+
+        weight = next(self.parameters())
+        return self.windows.chained(window_after, context, times, actions, draws, weight)
 
     def transport(self, x: Tensor, context: Tensor, adjust: Adjust | None = None) -> Tensor:
         """Noise ``[sample, frame, *state]`` at s = 0 to data at s = 1, by ``steps`` of ``method``."""
@@ -241,28 +209,9 @@ class Flow(nn.Module):
         return adjust
 
 
-def rolled(context: Trajectory, states: Tensor, times: Tensor, actions: Tensor | None) -> Trajectory:
-    """The rollout from ``context`` as far as ``states`` ``[trajectory, draw, time, *state]`` go."""
-    count = states.shape[2]
-    actions = None if actions is None else actions[:, :count]
-    return context.replace(states=states, times=times[:count], actions=actions, observables={}, length=None)
-
-
-def hold(actions: Tensor, first: int, count: int) -> Tensor:
-    """``[trajectory, count, *action]`` from frame ``first`` on; the last action given is held."""
-    frames = torch.arange(first, first + count, device=actions.device)
-    return actions[:, frames.clamp(max=actions.shape[1] - 1)]
-
-
 def along(s: Tensor, x: Tensor) -> Tensor:
     """``s`` ``[sample]`` to broadcast over ``x`` ``[sample, ...]``."""
     return s.reshape(-1, *[1] * (x.ndim - 1))
-
-
-def fourier(s: Tensor) -> Tensor:
-    """``[sample, feature]``: s, and the sines and cosines of pi k s."""
-    angle = math.pi * s[:, None] * torch.arange(1, FREQUENCIES + 1, dtype=s.dtype, device=s.device)
-    return torch.cat([s[:, None], angle.sin(), angle.cos()], 1)
 
 
 def transport_plan(noise: Tensor, data: Tensor, context: Tensor, context_weight: float) -> Tensor:
@@ -293,28 +242,6 @@ def straightness(flow: Flow, noise: Tensor, context: Tensor, steps: int = 100) -
     velocity = torch.stack(path).double()
     chord = velocity.mean(0)
     return float((velocity - chord).square().sum() / steps / chord.square().sum())
-
-
-def grid_of(truth: Trajectory) -> tuple[int, float]:
-    """The number of frames of ``truth`` and its time step."""
-    if not truth.states.is_floating_point():
-        raise ValueError(
-            f"flow transports real numbers; the states are {truth.states.dtype}: use a token model"
-        )
-    if len(truth.times) < 2:
-        raise ValueError("flow needs windows of at least 2 frames (one given, one generated): set fit.window")
-    step = float(truth.times[1] - truth.times[0])
-    check_step(truth.times, step)
-    return len(truth.times), step
-
-
-def check_step(times: Tensor, step: float) -> None:
-    if not torch.allclose(times.diff().double(), times.new_tensor(step).double(), rtol=1e-6, atol=0):
-        raise ValueError(
-            f"flow knows one time step, {step:g}; the times given have steps from "
-            f"{float(times.diff().min()):g} to {float(times.diff().max()):g}: "
-            "use a uniform grid with the step of the fit"
-        )
 
 
 @hookimpl

@@ -28,7 +28,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from worldsim import Trajectory, hookimpl
-from worldsim_plugins.generators.flow import check_step, grid_of, hold, rolled
+from worldsim_plugins.generators.networks import perceptron
+from worldsim_plugins.generators.windows import Windows, normal
 
 Width = Annotated[int, Field(ge=1, description="units in each hidden layer of every network")]
 Depth = Annotated[int, Field(ge=1, description="number of hidden layers of every network")]
@@ -75,9 +76,7 @@ class NormalLaw(nn.Module):
 
     def __init__(self, features: int, dim: int, width: int, depth: int) -> None:
         super().__init__()
-        sizes = [features, *[width] * depth]
-        hidden = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.SiLU())]
-        self.network = nn.Sequential(*hidden, nn.Linear(width, 2 * dim))
+        self.network = perceptron(features, width, depth, 2 * dim)
         nn.init.zeros_(self.network[-1].weight)
         nn.init.zeros_(self.network[-1].bias)
 
@@ -187,13 +186,16 @@ class HamiltonianFlow(nn.Module):
         leapfrogs: Leapfrogs = 4,
     ) -> None:
         super().__init__()
-        self.window, self.time_step = grid_of(truth)
-        self.state_shape = truth.state_shape
-        size, frames = math.prod(truth.state_shape), self.window - 1
-        action = 0 if truth.actions is None else math.prod(truth.actions.shape[2:])
-        self.features = size + frames * action
+        self.windows = Windows(truth)
+        self.window, self.time_step = self.windows.frames, self.windows.time_step
+        self.features = self.windows.features
         self.flow = SymplecticFlow(
-            frames * size, self.features, potentials=potentials, leapfrogs=leapfrogs, width=width, depth=depth
+            self.windows.size,
+            self.features,
+            potentials=potentials,
+            leapfrogs=leapfrogs,
+            width=width,
+            depth=depth,
         )
 
     def velocity(self, x: Tensor, s: Tensor | float, context: Tensor) -> Tensor:
@@ -203,32 +205,13 @@ class HamiltonianFlow(nn.Module):
 
     def condition(self, frame: Tensor, actions: Tensor | None) -> Tensor:
         """``[sample, feature]`` from frame 0 ``[sample, *state]`` and actions ``[sample, time, *action]``."""
-        parts = [frame.flatten(1)]
-        if actions is not None:
-            parts.append(actions[:, : self.window - 1].flatten(1).to(frame))
-        context = torch.cat(parts, 1)
-        if context.shape[1] != self.features:
-            raise ValueError(
-                f"this flow was built for {self.features} numbers of context (frame 0 and the actions of "
-                f"{self.window - 1} steps), it was given {context.shape[1]}: give actions as in the fit"
-            )
-        return context
+        return self.windows.condition(frame, actions)
 
     def loss(self, truth: Trajectory) -> Tensor:
         """Minus the evidence lower bound, in nats for each generated number, over windows ``truth``
         ``[trajectory, 1, window, *state]``."""
-        if len(truth.times) != self.window or truth.states.shape[1] != 1:
-            raise ValueError(
-                f"this flow is over windows of {self.window} frames with one draw each, not "
-                f"{list(truth.states.shape)}; fit.window must be the same when it is built and fitted"
-            )
-        if truth.length is not None and bool((truth.length < self.window).any()):
-            raise ValueError(
-                "a window ends early (ragged data); a flow needs whole windows: choose fit.window"
-            )
-        states = truth.states[:, 0]
-        context = self.condition(states[:, 0], truth.actions)
-        q = (states[:, 1:] - states[:, :1]).flatten(1)
+        first, rest, context = self.windows.split(truth)
+        q = (rest - first[:, None]).flatten(1)
         noise = torch.randn(q.shape, dtype=q.dtype).to(q)
         return -self.flow.bound(q, context, noise).mean() / q.shape[1]
 
@@ -247,19 +230,14 @@ class HamiltonianFlow(nn.Module):
         reaches past ``times`` its last action is held, and its surplus frames are dropped. The noise is
         drawn on the CPU in float64.
         """
-        check_step(times, self.time_step)
-        weight = self.flow.log_inverse_mass
-        known = context.states[:, :1, -1:].repeat_interleave(draws, 1).to(weight)
-        while (past := known.shape[2]) < len(times):
+
+        def window_after(known: Tensor, given: Tensor) -> Tensor:
+            change = self.flow.sample(normal((len(given), 2, self.flow.dim), generator, given), given)
             frame = known[:, :, -1].flatten(0, 1)
-            held = None if actions is None else hold(actions, past - 1, self.window - 1)
-            held = None if held is None else held.repeat_interleave(draws, 0)
-            shape = (len(frame), 2, self.flow.dim)
-            noise = torch.randn(shape, dtype=torch.float64, generator=generator).to(weight)
-            change = self.flow.sample(noise, self.condition(frame, held))
-            window = frame[:, None] + change.view(len(frame), self.window - 1, *self.state_shape)
-            known = torch.cat([known, window.unflatten(0, known.shape[:2])], 2)[:, :, : len(times)]
-        return rolled(context, known, times, actions)
+            return frame[:, None] + change.view(len(frame), self.window - 1, *self.windows.state_shape)
+
+        weight = self.flow.log_inverse_mass
+        return self.windows.chained(window_after, context, times, actions, draws, weight)
 
 
 @hookimpl
