@@ -17,8 +17,8 @@ CORE, KERNELS, PLUGINS = (
 LAYERS = [
     "cli __main__",
     "testing",
-    "report batch leftovers",
-    "executors run build results tables xarray_backend",
+    "report batch rescoring leftovers",
+    "executors run build results tables comparing xarray_backend",
     "fit score store scenario reading schema truth trees wrapped baselines provenance costs",
     "plugins params component_schema",
     "strict_model param_errors components signatures strict_yaml yaml_nodes yaml_scalars yaml_syntax seeds",

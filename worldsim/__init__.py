@@ -15,12 +15,14 @@ except PackageNotFoundError:  # a source tree that was never installed
 
 if TYPE_CHECKING:
     from worldsim.batch import run as run
+    from worldsim.comparing import compare as compare
     from worldsim.errors import NotMeasurable as NotMeasurable
     from worldsim.errors import WorldsimError as WorldsimError
     from worldsim.hookspecs import hookimpl as hookimpl
     from worldsim.protocols import Score as Score
     from worldsim.protocols import Trajectory as Trajectory
     from worldsim.reading import load as load
+    from worldsim.rescoring import rescore as rescore
     from worldsim.results import load_model as load_model
     from worldsim.results import open_results as open_results
     from worldsim.scenario import Case as Case
@@ -29,11 +31,13 @@ if TYPE_CHECKING:
 # Public name -> module. Resolved on first use, so that `import worldsim` and `worldsim --help` import
 # neither torch, xarray, scipy nor pydantic.
 _PUBLIC = {
+    "compare": "comparing",
     "NotMeasurable": "errors",
     "WorldsimError": "errors",
     "hookimpl": "hookspecs",
     "Score": "protocols",
     "Trajectory": "protocols",
+    "rescore": "rescoring",
     "load_model": "results",
     "open_results": "results",
     "run": "batch",

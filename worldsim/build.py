@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 
 from worldsim.baselines import BASELINES, Baseline, Truth
-from worldsim.errors import DeviceError, WorldsimError
+from worldsim.errors import DeviceError, ResultError, WorldsimError
 from worldsim.fit import fit
 from worldsim.protocols import HasActions, Model, System, Trajectory
 from worldsim.scenario import Case
@@ -61,12 +61,9 @@ def build_uses(case: Case, system: System) -> list[Use]:
 
 def fit_model(case: Case, model: Any, truth: dict[str, Trajectory], store: Store) -> None:
     """Train, or load what was trained; a fit that was interrupted goes on where its checkpoint is."""
-    if case.is_baseline or not model.trainable or not any(p.requires_grad for p in model.parameters()):
+    if has_weights(case, model, store):
         return
     saved = store.open_fit(case.fit_key)
-    if saved and saved[1].get("finished") == "yes":
-        model.load_state_dict(saved[0])
-        return
     device = next(model.parameters()).device
     splits = {name: held(truth[name]).to(device=device) for name in ("train", "validation") if name in truth}
 
@@ -82,6 +79,23 @@ def fit_model(case: Case, model: Any, truth: dict[str, Trajectory], store: Store
     store.keep_fit(
         case.fit_key, model.state_dict(), {"finished": "yes", **{k: repr(v) for k, v in report.items()}}
     )
+
+
+def has_weights(case: Case, model: Any, store: Store) -> bool:
+    """Whether ``model`` needs no training: there is nothing to train, or its finished fit is loaded now."""
+    if case.is_baseline or not model.trainable or not any(p.requires_grad for p in model.parameters()):
+        return True
+    saved = store.open_fit(case.fit_key)
+    if saved is None or saved[1].get("finished") != "yes":
+        return False
+    model.load_state_dict(saved[0])
+    return True
+
+
+def load_weights(case: Case, model: Any, store: Store) -> None:
+    """Raises ResultError when ``model`` has to be trained and no finished fit is kept."""
+    if not has_weights(case, model, store):
+        raise ResultError(f"{case.label} has no finished fit in {store.root}; run the scenario first")
 
 
 def roll_out(case: Case, model: Any, split: str, truth: Trajectory, system: System) -> xr.Dataset:
@@ -135,9 +149,5 @@ def load_fitted(case: Case, store: Store) -> Any:
     systems = build_systems(case)
     truth = {split: simulate_split(case, split, systems[split]) for split in ("train",)}
     model = build_model(case, systems["train"], truth)
-    saved = store.open_fit(case.fit_key)
-    if saved and saved[1].get("finished") == "yes":
-        model.load_state_dict(saved[0])
-    elif not case.is_baseline and any(p.requires_grad for p in model.parameters()):
-        raise WorldsimError(f"{case.label} has no finished fit in {store.root}; run the scenario first")
+    load_weights(case, model, store)
     return model

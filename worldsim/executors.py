@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """A case as plain data: what a worker gets."""
+    """A case as plain data: what a worker gets. ``train`` false scores what is kept, and trains nothing."""
 
     document: Mapping[str, Any]
     scenario: str
@@ -30,6 +30,7 @@ class Task:
     root: str
     plugins: tuple[str, ...]
     key: str = field(compare=False, default="")
+    train: bool = True
 
     @property
     def label(self) -> str:
@@ -48,7 +49,7 @@ def compute(task: Task) -> Receipt:
     case, store = Case(scenario, task.model, task.seed, task.device, task.dtype), Store(Path(task.root))
     if task.key and case.key != task.key:
         return failed(task, "the code of a plugin changed since the plan was made; run again")
-    return run_case(case, store)
+    return run_case(case, store, task.train)
 
 
 def failed(task: Task, message: str) -> Receipt:

@@ -6,7 +6,7 @@ An author inherits nothing from here: a class that has the methods is the thing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -316,6 +316,37 @@ class HasEquivalentHistories(Protocol):
     ) -> HistoryPairs:
         """``n`` pairs whose longer histories live on ``times`` ``[time]``, for a ``kind`` of
         ``history_kinds``."""
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """A number that is known exactly, and what a metric makes of it.
+
+    what    in a few words
+    found   computed here and now
+    right   what it must be
+    within  largest |found - right|: rounding, or three standard errors of a sampled number
+    source  who derived ``right``
+    """
+
+    what: str
+    found: float
+    right: float
+    within: float
+    source: str
+
+    @property
+    def holds(self) -> bool:
+        return abs(self.found - self.right) <= self.within
+
+
+@runtime_checkable
+class HasGroundTruths(Protocol):
+    """A metric's builder that can be held to numbers known exactly, in seconds (``worldsim score
+    --selftest``)."""
+
+    def ground_truths(self) -> Sequence[GroundTruth]:
+        """Computed anew at each call; a static method, since no system is given."""
 
 
 @runtime_checkable

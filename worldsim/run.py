@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import xarray as xr
 
-from worldsim.build import build_model, build_systems, fit_model, prepare, roll_out
+from worldsim.build import build_model, build_systems, fit_model, load_weights, prepare, roll_out
 from worldsim.errors import WorldsimError
 from worldsim.protocols import System
 from worldsim.provenance import provenance
@@ -21,7 +21,7 @@ from worldsim.score import ScoredPart, scored_parts, to_document
 from worldsim.seeds import derive, forked
 from worldsim.store import Store
 from worldsim.trees import from_dataset
-from worldsim.truth import simulate_split
+from worldsim.truth import SEEDED, simulate_split
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,16 @@ class Receipt:
     message: str = ""
 
 
-def run_case(case: Case, store: Store) -> Receipt:
-    """Compute what is not kept yet of one case. Whatever goes wrong is kept as a failure, not raised."""
+def run_case(case: Case, store: Store, train: bool = True) -> Receipt:
+    """Compute what is not kept yet of one case. Whatever goes wrong is kept as a failure, not raised.
+
+    ``train`` false asks for the weights of a fit that is kept, and fails where there are none.
+    """
     case.scenario.registry.notify("worldsim_case_started", case=case)
     begun = time.monotonic()
     try:
         with one_thread():
-            status, message = _run(case, store), ""
+            status, message = _run(case, store, train), ""
     except Exception as error:
         status, message = "failed", f"{type(error).__name__}: {error}"
         document = {"label": case.label, "message": message, "traceback": traceback.format_exc()}
@@ -51,15 +54,23 @@ def run_case(case: Case, store: Store) -> Receipt:
     return receipt
 
 
-def _run(case: Case, store: Store) -> str:
+def _run(case: Case, store: Store, train: bool) -> str:
     missing = [part for part in scored_parts(case) if store.open_scores(case.key, part.key) is None]
     if store.has_run(case.key) and not missing:
         return "kept"
     systems = build_systems(case)
-    truth = {split: simulate_split(case, split, systems[split]) for split in systems}
+    rolled = store.has_run(case.key)
+    truth = {
+        split: simulate_split(case, split, systems[split])
+        for split in systems
+        if split in SEEDED or not rolled
+    }
     model = build_model(case, systems["train"], truth)
-    fit_model(case, model, truth, store)
-    if not store.has_run(case.key):
+    if train:
+        fit_model(case, model, truth, store)
+    else:
+        load_weights(case, model, store)
+    if not rolled:
         groups = {
             split: roll_out(case, model, split, truth[split], systems[split])
             for split in case.scenario.scored_splits

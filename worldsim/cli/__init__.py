@@ -27,6 +27,8 @@ COMMANDS = {
     "plan": "running",
     "status": "kept",
     "show": "kept",
+    "score": "scoring",
+    "compare": "scoring",
     "report": "kept",
     "clean": "kept",
     "plugins": "installed",
