@@ -129,11 +129,12 @@ def difference(place: Place, first: Sequence[Row], second: Sequence[Row]) -> Dif
     x, y = (np.array([side[seed] for seed in seeds], dtype=np.float64) for side in (a, b))
     low, high, p = _t_test(y - x)
     example = next(row.score for row in (*first, *second) if row.score.better)
-    means = [float(values.mean()) if seeds else math.nan for values in (x, y, y - x)]
+    one, other, mean = (float(values.mean()) if seeds else math.nan for values in (x, y, y - x))
     alone = tuple(sorted(a.keys() ^ b.keys()))
     return Difference(
-        *place, example.better, example.units, *means, low, high, len(seeds), alone, p, reasons=reasons
-    )
+        *place, example.better, example.units, one, other, mean, low, high, len(seeds), alone, p,
+        reasons=reasons,
+    )  # fmt: skip
 
 
 def _beside(own: Mapping[int, float], other: Mapping[int, float], baseline: bool) -> dict[int, float]:
