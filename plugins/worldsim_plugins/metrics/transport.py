@@ -20,11 +20,11 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
-from worldsim.protocols import HasActions, Metric, Model, System
-from worldsim_plugins.metrics.comparison import compare, component_scale, within
+from worldsim.protocols import Metric, Model, System
+from worldsim_plugins.metrics.comparison import compare, component_scale
+from worldsim_plugins.metrics.truth_samples import truth_samples
 
 LARGEST_UNFLOORED_DIMENSION = 4
-BLOCK = 1024
 
 
 class Transport(NamedTuple):
@@ -204,33 +204,11 @@ class Wasserstein:
 
     def samples(self, n: int, times: Tensor, frames: Tensor, scale: Tensor) -> list[Tensor]:
         """Two independent samples of the truth for each pair, each from ``n`` trajectories."""
-        generator, count = torch.Generator().manual_seed(self.seed), 2 * self.pairs
-        # One call for many starts: the cost of a simulation is mostly per call.
-        sizes = [min(BLOCK, count * n - first) for first in range(0, count * n, BLOCK)]
-        blocks = [self.afresh(size, times, frames, generator) for size in sizes]
-        states, valid = (torch.cat(parts).split(n) for parts in zip(*blocks))
-        samples = [self.sample(x / scale, reached) for x, reached in zip(states, valid)]
+        drawn = truth_samples(self.system, 2 * self.pairs, n, times, frames, self.seed)
+        samples = [self.sample(states / scale, reached) for states, reached in drawn]
         if samples[0].shape == samples[1].shape and torch.equal(samples[0], samples[1]):
-            raise NotMeasurable(
-                f"the starts of {type(self.system).__name__} are fixed: no two samples differ"
-            )
+            raise NotMeasurable(f"{type(self.system).__name__} goes to one state from all starts")
         return samples
-
-    def afresh(
-        self, n: int, times: Tensor, frames: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """New true states ``[n, frame, component]`` at ``times[frames]``, and which of them are reached."""
-        actions, grid = None, torch.cat([torch.zeros_like(times[:1]), times[frames]])
-        start = self.system.sample(n, generator)
-        if isinstance(self.system, HasActions):
-            # Actions are held from frame to frame, so that the law of a driven system needs every frame.
-            step = times[1] - times[0]
-            grid = torch.cat([torch.arange(int((times[0] / step).round())).to(times) * step, times])
-            actions = self.system.sample_actions(n, grid, generator)
-        truth = self.system.simulate(start, grid, actions, generator)
-        at = len(grid) - len(times) + frames if actions is not None else torch.arange(1, len(grid))
-        states = truth.states[:, 0, at].double()
-        return states.reshape(n, len(at), -1), within(truth)[:, at]
 
 
 def distances(found: Transport, floors: Tensor, x: Tensor, independent: bool) -> dict[str, Score]:
