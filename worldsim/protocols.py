@@ -290,6 +290,21 @@ class HasNextToken(Protocol):
         """Float64 probabilities ``[n, token]`` after the prefixes ``tokens`` ``[n, length]``, length >= 0."""
 
 
+@runtime_checkable
+class HasDifferentiableRollout(Protocol):
+    """A model whose forecast remembers what it came from, as far as the model itself lets it."""
+
+    def differentiable_rollout(
+        self,
+        context: Trajectory,
+        times: Tensor,
+        actions: Tensor | None,
+        draws: int,
+        generator: torch.Generator,
+    ) -> Trajectory:
+        """As ``rollout``, with the graph to ``context.states`` and ``actions`` where grad mode is on."""
+
+
 @dataclass(frozen=True)
 class HistoryPairs:
     """``n`` pairs of histories that the world cannot tell apart from their last frame on.

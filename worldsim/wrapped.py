@@ -159,6 +159,17 @@ class Wrapped(nn.Module):
         draws: int,
         generator: torch.Generator,
     ) -> Trajectory:
+        """``differentiable_rollout`` without its graph."""
+        return self.differentiable_rollout(context, times, actions, draws, generator)
+
+    def differentiable_rollout(
+        self,
+        context: Trajectory,
+        times: Tensor,
+        actions: Tensor | None,
+        draws: int,
+        generator: torch.Generator,
+    ) -> Trajectory:
         """Physical units, on the CPU; blocks of a fixed size, the last one padded and cropped.
 
         ``generator`` gives one seed, and each block has a generator of its own from it. Observables of the

@@ -10,6 +10,8 @@ LATTICE = {"name": "automaton", "preset": "lattice"}
 ARGUMENTS = {
     "automaton": {"params": {"automaton": {"preset": "lattice"}}},
     "believed_automaton": {"system": LATTICE},
+    # Short walks, for speed.
+    "chaos": {"params": {"chaos": {"walkers": 2, "steps": 10, "transient": 0}}},
     "film": {"system": "pendulum_frames"},
     "generative_hamiltonian": {
         "system": "pendulum_frames",
