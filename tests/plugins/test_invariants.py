@@ -28,11 +28,17 @@ def faster(factor):
     return TRUTH.replace(states=states)
 
 
+RISE = torch.linspace(1, 2, 11, dtype=torch.float64)
+
+
 def test_the_truth_keeps_its_energy_and_is_its_own_floor():
     score = Invariants(SYSTEM).score(TRUTH, TRUTH, None)["drift_energy"]
     assert score.value < 1e-12
     assert score.floor == score.value
     assert score.n == 20
+    slope = Invariants(SYSTEM).score(TRUTH, TRUTH, None)["drift_slope_energy"]
+    assert slope.value == slope.floor < 1e-12
+    assert slope.units == "(s)-1"
 
 
 def test_drift_is_the_largest_in_time_and_the_median_over_trajectories():
@@ -53,6 +59,13 @@ def test_the_scale_may_be_declared():
     half = Invariants(SYSTEM, scale={"energy": 2.0}).score(TRUTH, grown, None)["drift_energy"].value
     full = Invariants(SYSTEM, scale={"energy": 1.0}).score(TRUTH, grown, None)["drift_energy"].value
     assert full == pytest.approx(2 * half)
+    slopes = [
+        Invariants(SYSTEM, scale={"energy": size})
+        .score(TRUTH, faster(RISE), None)["drift_slope_energy"]
+        .value
+        for size in (1.0, 2.0)
+    ]
+    assert slopes[0] == pytest.approx(2 * slopes[1])
     with pytest.raises(ValueError, match="momentum"):
         Invariants(SYSTEM, scale={"momentum": 1.0})
     with pytest.raises(ValueError, match="positive"):
@@ -115,7 +128,8 @@ def test_an_invariant_that_is_only_rounding_needs_a_declared_scale():
     truth = TRUTH.rows(slice(0, 6)).replace(states=1e-16 * noise)
     moved = truth.replace(states=truth.states + 0.5)
     lost = Invariants(Momentum()).score(truth, moved, None)
-    assert set(lost) == {"drift_momentum"}
+    assert set(lost) == {"drift_momentum", "drift_slope_momentum"}
+    assert "declare scale.momentum" in lost["drift_slope_momentum"].reason
     assert math.isnan(lost["drift_momentum"].value)
     assert "declare scale.momentum" in lost["drift_momentum"].reason
     declared = Invariants(Momentum(), scale={"momentum": 1.0}).score(truth, moved, None)["drift_momentum"]
@@ -167,3 +181,116 @@ def test_ragged_ends_are_masked():
 def test_a_system_that_conserves_nothing_says_so(system):
     with pytest.raises(NotMeasurable, match="conserves nothing"):
         Invariants(system).score(TRUTH, TRUTH, None)
+
+
+class Oscillator:
+    """H = (p^2 + q^2) / 2."""
+
+    conserved = ("energy",)
+
+    def observe(self, states):
+        return {"energy": states.square().sum(-1) / 2}
+
+
+H, N = 0.1, 1000
+
+
+def integrated(step):
+    """A rollout of N steps of length H from (q, p) = (1, 0), and a truth that stays there in energy."""
+    q, p = 1.0, 0.0
+    frames = [(q, p)]
+    for _ in range(N):
+        q, p = step(q, p)
+        frames.append((q, p))
+    times = H * torch.arange(N + 1, dtype=torch.float64)
+    truth = torch.stack([torch.cos(times), -torch.sin(times)], -1)
+    trajectory = TRUTH.rows(slice(0, 1)).replace(times=times, observables={}, states=truth[None, None])
+    scores = Invariants(Oscillator()).score(
+        trajectory, trajectory.replace(states=torch.tensor(frames, dtype=torch.float64)[None, None]), None
+    )
+    return scores, scores["drift_energy_time"].value
+
+
+def rk4(q, p):
+    # exp(-i h) to fourth order, for z = q + i p.
+    z = complex(q, p) * (1 - 1j * H - H**2 / 2 + 1j * H**3 / 6 + H**4 / 24)
+    return z.real, z.imag
+
+
+def midpoint(q, p):
+    z = complex(q, p) * (1 - 1j * H / 2) / (1 + 1j * H / 2)
+    return z.real, z.imag
+
+
+def implicit(q, p):
+    z = complex(q, p) / (1 + 1j * H)
+    return z.real, z.imag
+
+
+def verlet(q, p):
+    half = p - H / 2 * q
+    q = q + H * half
+    return q, half - H / 2 * q
+
+
+def kick_drift(q, p):
+    p = p - H * q
+    return q + H * p, p
+
+
+def test_explicit_euler_gains_energy_as_a_power():
+    scores, drift = integrated(lambda q, p: (q + H * p, p - H * q))
+    assert 1 + scores["drift_energy"].value == pytest.approx(20959.1556378, rel=1e-11)
+    assert 1 + drift[-1] == pytest.approx((1 + H**2) ** N, rel=1e-12)
+
+
+def test_implicit_euler_loses_it_as_its_inverse():
+    scores, drift = integrated(implicit)
+    assert 1 - drift[-1] == pytest.approx(4.77118457e-5, rel=1e-8)
+    assert scores["drift_slope_energy"].value > 1e-3
+
+
+def test_runge_kutta_drifts_steadily():
+    scores, drift = integrated(rk4)
+    assert drift[-1] == pytest.approx(1.387143e-5, rel=1e-6)
+    assert scores["drift_energy"].value == drift[-1]
+    # (1 - h^6 / 72 + h^8 / 576)^N is a line to 1e-5 of itself.
+    rate = (H**6 / 72 - H**8 / 576) / H
+    assert scores["drift_slope_energy"].value == pytest.approx(rate, rel=1e-4)
+
+
+def test_the_implicit_midpoint_conserves_a_quadratic_energy():
+    scores, _ = integrated(midpoint)
+    assert scores["drift_energy"].value < 1e-12
+    assert scores["drift_slope_energy"].value < 1e-14
+
+
+def test_verlet_oscillates_within_its_bound_and_does_not_drift():
+    scores, drift = integrated(verlet)
+    assert scores["drift_energy"].value == pytest.approx(H**2 / 4, rel=1e-3)
+    assert scores["drift_energy"].value <= H**2 / 4 + 1e-12
+    # The nearby energy p^2 / 2 + (1 - h^2 / 4) q^2 / 2 is conserved, so the slope is an oscillation's rest.
+    assert scores["drift_slope_energy"].value < 1e-3 * drift.max() / H
+    q, p = 1.0, 0.0
+    for _ in range(N):
+        q, p = verlet(q, p)
+    assert p * p / 2 + (1 - H**2 / 4) * q * q / 2 == pytest.approx((1 - H**2 / 4) / 2, abs=1e-13)
+
+
+def test_symplectic_euler_oscillates_within_its_bound():
+    scores, _ = integrated(kick_drift)
+    assert scores["drift_energy"].value == pytest.approx(1 / (1 - H / 2) - 1, rel=2e-3)
+    q, p = 1.0, 0.0
+    for _ in range(N):
+        q, p = kick_drift(q, p)
+    assert (q * q + p * p) / 2 - H / 2 * q * p == pytest.approx(0.5, abs=1e-13)
+
+
+def test_a_slope_needs_two_frames_and_leaves_out_what_is_not_reached():
+    short = Invariants(SYSTEM).score(TRUTH.span(0, 2), TRUTH.span(0, 2), None)["drift_slope_energy"]
+    assert "two frames" in short.reason
+    length = torch.full((20, 1), 6)
+    ragged = TRUTH.replace(length=length)
+    full = Invariants(SYSTEM).score(ragged, faster(RISE), None)["drift_slope_energy"]
+    cut = Invariants(SYSTEM).score(TRUTH.span(0, 6), faster(RISE).span(0, 6), None)["drift_slope_energy"]
+    assert full.value == pytest.approx(cut.value)

@@ -5,7 +5,12 @@
 x_0 is the true last given state and S the standard deviation of I(x_0) over the scored trajectories: |I(x_0)|
 alone depends on where I was called zero and may vanish on an ordinary trajectory. Vector invariants are
 measured by their norm. An integrator that conserves a nearby invariant (leapfrog) oscillates without
-drifting, so the whole curve is given and not its end.
+drifting, so beside the largest drift stands its slope,
+
+    slope = | d/dt of the line through (I(x^_t) - I(x_0)) / max(|I(x_0)|, S), by least squares |
+
+with the sign of what moved, so that an oscillation averages out over its periods and a secular drift does
+not; and the whole curve is given, not its end.
 
 Papers on learned energies mostly give the mean of |I(x^_t) - I(x_0)|^2 instead, in the units of their own H:
 a number that a few trajectories of high energy may make, and that cannot be compared between systems.
@@ -26,8 +31,9 @@ from worldsim_plugins.metrics.comparison import compare, mean_interval, median, 
 
 
 class Invariants:
-    """drift_<name>, the median over trajectories of the largest drift in time, and drift_<name>_time, the
-    median at each time, for every invariant of the system; the floor is the drift of the truth itself.
+    """drift_<name>, the median over trajectories of the largest drift in time, drift_slope_<name>, that of
+    its slope per unit of time, and drift_<name>_time, the median at each time, for every invariant of the
+    system; the floor is what the truth itself scores.
     With ``squared`` also squared_error_<name>, the mean over trajectories, draws and times.
 
     Not measurable where a rollout is not finite, and where the truth itself drifts by its scale (a total
@@ -71,7 +77,16 @@ class Invariants:
             scale = self._scale(name, first[name])
             drift, own = (_drift(value[name], first[name], scale) for value in (predicted, true))
             drift = torch.where(both.broken[:, None], torch.inf, drift)
-            scores |= _scores(name, drift, own, both.valid, both.reason, both.times)
+            found = _scores(name, drift, own, both.valid, both.reason, both.times)
+            scores |= found
+            slope, level = (
+                _slope(value[name] - first[name], scale, both.valid, both.times)
+                for value in (predicted, true)
+            )
+            slope = torch.where(both.broken.any(1)[:, None], torch.inf, slope)
+            scores[f"drift_slope_{name}"] = _slopes(
+                slope, level, found[f"drift_{name}"].reason, self._per_time(truth)
+            )
             if self.squared:
                 moved = _norm(predicted[name] - first[name])
                 moved = torch.where(both.broken[:, None], torch.inf, moved)
@@ -81,6 +96,10 @@ class Invariants:
     def _unit(self, name: str) -> str:
         unit = getattr(self.system, "units", {}).get(name, "1")
         return "1" if unit in ("", "1") else f"({unit})2"
+
+    def _per_time(self, truth: Trajectory) -> str:
+        unit = truth.units.get("time", "1")
+        return "1" if unit in ("", "1") else f"({unit})-1"
 
     def _scale(self, name: str, first: Tensor) -> Tensor:
         """``[trajectory, 1, 1]``."""
@@ -99,6 +118,35 @@ def _drift(value: Tensor, first: Tensor, scale: Tensor) -> Tensor:
     """``[trajectory, draw, time]``; inf where a vanishing scale is exceeded."""
     moved = _norm(value - first)
     return torch.where(moved == 0, 0.0, moved / scale)
+
+
+def _slope(moved: Tensor, scale: Tensor, valid: Tensor, times: Tensor) -> Tensor:
+    """Norm of the slope in time of ``moved`` ``[trajectory, draw, time, ...]`` over its scale, by least
+    squares over the valid frames, ``[trajectory, draw]``; NaN with fewer than two of them."""
+    parts = moved.reshape(*moved.shape[:3], -1)
+    seen = valid.to(parts)
+    count = seen.sum(1, keepdim=True)
+    centred = (times - (seen * times).sum(1, keepdim=True) / count.clamp(min=1)) * seen
+    # Frames beyond the end may hold anything: 0 times NaN is NaN.
+    parts = torch.where(valid[:, None, :, None], parts, 0.0)
+    rate = (centred[:, None, :, None] * parts).sum(2).norm(dim=-1) / centred.square().sum(1)[:, None]
+    slope = torch.where(rate == 0, 0.0, rate / scale[..., 0])
+    return slope.masked_fill(count < 2, torch.nan)
+
+
+def _slopes(slope: Tensor, own: Tensor, reason: str, unit: str) -> Score:
+    """The median over trajectories of the median over draws; ``own`` is the truth's."""
+    long = ~own[:, 0].isnan()
+    n, lost = int(long.sum()), int((~slope[long].isfinite().all(1)).sum())
+    if not reason and not n:
+        reason = "a slope needs two frames after the context"
+    elif not reason and lost:
+        reason = f"{lost} of {n} rollouts have no finite slope"
+    if reason:
+        return Score(float("nan"), units=unit, n=n, failed=lost, reason=reason)
+    rows = slope[long].quantile(0.5, dim=1)
+    floor = median(own[long, 0])
+    return Score(median(rows), units=unit, floor=floor, interval=median_interval(rows), n=n)
 
 
 def _scores(
