@@ -260,6 +260,16 @@ class Separable(Protocol):
 
 
 @runtime_checkable
+class HasGrid(Protocol):
+    """A system of fields on a periodic grid, states ``[..., *grid, component]``: ``dims`` axes of ``points``
+    points each, over ``length``."""
+
+    dims: int
+    points: int
+    length: float
+
+
+@runtime_checkable
 class HasActions(Protocol):
     """A system that is driven."""
 

@@ -10,6 +10,7 @@ LATTICE = {"name": "automaton", "preset": "lattice"}
 ARGUMENTS = {
     "automaton": {"params": {"automaton": {"preset": "lattice"}}},
     "believed_automaton": {"system": LATTICE},
+    "causality": {"system": "driven_mass_spring"},
     # Short walks, for speed.
     "chaos": {"params": {"chaos": {"walkers": 2, "steps": 10, "transient": 0}}},
     "film": {"system": "pendulum_frames"},
