@@ -1,9 +1,10 @@
 """Run the studies: ``python -m studies [-k EXPR] [--fresh]``.
 
-A study is a file ``s<number>.py``: a docstring that states the experiment, ``CLAIM``, ``SEEDS``,
-``run(seed) -> figures`` and ``check(figures)``, which asserts the claim for every seed. Outcomes are kept in
-.worldsim/studies.json under a hash of the file and of all of worldsim's sources, so that a second call runs
-only what failed or what a change may have touched; --fresh runs everything. Exits 1 when a claim fails.
+A study is a file ``s<number>.py`` or ``b<number>.py``: a docstring that states the experiment, ``CLAIM``,
+``SEEDS``, ``run(seed) -> figures`` and ``check(figures)``, which asserts the claim for every seed. Outcomes
+are kept in .worldsim/studies.json under a hash of the file and of all of worldsim's sources, so that a second
+call runs only what failed or what a change may have touched; --fresh runs everything. Exits 1 when a claim
+fails.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ KEPT = Path(".worldsim") / "studies.json"
 
 
 def names(expression: str) -> list[str]:
-    """The studies whose name has ``expression`` in it, in order of their number."""
-    found = sorted((path.stem for path in HERE.glob("s[0-9]*.py")), key=lambda name: int(name[1:]))
+    """The studies whose name has ``expression`` in it, in order of letter and number."""
+    stems = (path.stem for path in HERE.glob("[bs][0-9]*.py"))
+    found = sorted(stems, key=lambda name: (name[0], int(name[1:])))
     return [name for name in found if expression.lower() in name]
 
 
