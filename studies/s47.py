@@ -1,8 +1,8 @@
 """Three-dimensional consistency of two views from pose and depth, on a scene whose depth is exact.
 
 A wavy surface seen by two cameras, 64 x 64 pixels, float64: photometric error, relative depth error and
-visible share for the true pose, for the motion the other way, for depths 1.2 times as large, and with the second image
-upside down. Poses and phases of the surface are drawn anew for each seed.
+visible share for the true pose, for the motion the other way, for depths 1.2 times as large, and with the
+second image upside down. Poses and phases of the surface are drawn anew for each seed.
 """
 
 import math

@@ -76,8 +76,8 @@ def test_a_match_off_its_line_is_off_by_that_and_along_it_by_nothing():
 
 
 def test_two_pixels_off_the_line_are_two_pixels():
-    """A camera that slides along x: all lines are rows. Sampson splits the 2 px evenly between the two images,
-    so that its usual square is 2^2 / 2 = 2.000."""
+    """A camera that slides along x: all lines are rows. Sampson splits the 2 px evenly between the two
+    images, so that its usual square is 2^2 / 2 = 2.000."""
     matrix = fundamental(K, torch.eye(3, dtype=F64), torch.tensor([1.0, 0.0, 0.0], dtype=F64))
     first = PIXELS
     second = first + torch.tensor([-7.0, 2.0], dtype=F64)

@@ -21,6 +21,7 @@ ARGUMENTS = {
     # Soft encounters, for speed: every history is integrated to rounding.
     "n_body": {"params": {"n_body": {"softening": 1.0}}},
     "observables": {"params": {"observables": {"of": ["energy"]}}},
+    "order_of_events": {"params": {"order_of_events": {"of": ["q"]}}},
     "spring_graph": {"system": {"name": "n_body", "softening": 1.0}},
     "two_body": {"system": {"name": "ephemeris", "planets": ["earth", "mars"]}, "step": 5.0},
 }
