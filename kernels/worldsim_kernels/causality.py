@@ -33,8 +33,10 @@ def temporal_leak(
     with torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
         y = function(leaf)
-        if not y.requires_grad:
-            raise NotDifferentiable("the output does not remember how it came from the input")
+        # Parameters alone give an output a graph; a path to x that is cut would look like no leak.
+        led = y.requires_grad and torch.autograd.grad(y.sum(), leaf, retain_graph=True, allow_unused=True)[0]
+        if led is False or led is None:
+            raise NotDifferentiable("no graph leads from the output back to the input")
         flat = y.flatten(2)
         if generator is not None:
             mix = torch.randn(flat.shape[2], 1, generator=generator, dtype=torch.float64).to(flat)

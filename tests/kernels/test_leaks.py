@@ -43,9 +43,11 @@ def test_the_smallest_leak_is_seen_in_one_random_combination():
     assert (leak > 1e-11).all()
 
 
-def test_a_cut_graph_is_told():
-    with pytest.raises(NotDifferentiable):
-        temporal_leak(lambda x: x.detach(), normal(1, 3, 1))
+def test_a_cut_graph_is_told_and_is_no_proof_of_causality():
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    for cut in (lambda x: x.detach(), lambda x: weight * x.detach().flip(1)):
+        with pytest.raises(NotDifferentiable):
+            temporal_leak(cut, normal(1, 3, 1))
 
 
 @pytest.mark.parametrize("courant", [1.0, 0.5])
