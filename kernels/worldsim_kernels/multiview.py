@@ -57,9 +57,10 @@ def fundamental(intrinsics: Tensor, rotation: Tensor, translation: Tensor) -> Te
     x' = R x + t (its own coordinates): K^-T [t]_x R K^-1. 0 for a camera that only turns."""
     zero = torch.zeros_like(translation[..., 0])
     a, b, c = translation.unbind(-1)
-    cross = torch.stack([zero, -c, b, c, zero, -a, -b, a, zero], -1).unflatten(-1, (3, 3))
+    cross = torch.stack([zero, -c, b, c, zero, -a, -b, a, zero], -1).reshape(*a.shape, 3, 3)
     inverse = torch.linalg.inv(intrinsics)
-    return inverse.mT @ cross @ rotation @ inverse
+    matrix: Tensor = inverse.mT @ cross @ rotation @ inverse
+    return matrix
 
 
 def homogeneous(points: Tensor) -> Tensor:
@@ -109,7 +110,9 @@ def reprojection_error(
     translation: Tensor,
 ) -> Tensor:
     """Distance in pixels of matches ``second`` from where ``first`` at ``depth`` goes, ``[..., match]``."""
-    return (reprojected(first, depth, intrinsics, rotation, translation)[0] - second).norm(dim=-1)
+    found = reprojected(first, depth, intrinsics, rotation, translation)[0]
+    error: Tensor = torch.linalg.vector_norm(found - second, dim=-1)
+    return error
 
 
 def loop_closure(rotations: Tensor, translations: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,4 +179,6 @@ def view_agreement(
 def moved(first: Tensor, second: Tensor, threshold: float) -> Tensor:
     """The gate: whether the median displacement of matches ``[..., match, 2]`` is above ``threshold`` pixels,
     ``[...]``. Where it is not, every consistency is that of a still picture and measures nothing."""
-    return (second - first).norm(dim=-1).median(-1).values > threshold
+    shift = torch.linalg.vector_norm(second - first, dim=-1)
+    passed: Tensor = shift.median(-1).values > threshold
+    return passed
