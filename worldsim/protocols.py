@@ -315,6 +315,14 @@ class HasDifferentiableRollout(Protocol):
         """As ``rollout``, with the graph to ``context.states`` and ``actions`` where grad mode is on."""
 
 
+@runtime_checkable
+class HasLatent(Protocol):
+    """A model that keeps what it read of a context in numbers of its own."""
+
+    def latent_of(self, context: Trajectory, generator: torch.Generator) -> Tensor:
+        """What it has kept at the end of ``context``, ``[trajectory, latent]``; a draw where it is drawn."""
+
+
 @dataclass(frozen=True)
 class HistoryPairs:
     """``n`` pairs of histories that the world cannot tell apart from their last frame on.

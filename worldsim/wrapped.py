@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from worldsim import seeds
-from worldsim.protocols import Constraint, HasNextToken, Model, Trajectory
+from worldsim.protocols import Constraint, HasLatent, HasNextToken, Model, Trajectory
 from worldsim.truth import concatenate, reached
 from worldsim_kernels.project import gauss_newton_step, project
 
@@ -122,6 +122,19 @@ class Wrapped(nn.Module):
         if not isinstance(self.inner, HasNextToken):
             raise AttributeError("next_token")
         return self.inner.next_token
+
+    @property
+    def latent_of(self) -> Callable[[Trajectory, torch.Generator], Tensor]:
+        """What the inner model keeps of a context in physical units, on the CPU; AttributeError when it does
+        not say."""
+        if not isinstance(self.inner, HasLatent):
+            raise AttributeError("latent_of")
+        return self._latent_of
+
+    @torch.no_grad()
+    def _latent_of(self, context: Trajectory, generator: torch.Generator) -> Tensor:
+        shown = self.inward(replace(context, observables={}).to(device=self.shift.device))
+        return torch.as_tensor(self.inner.latent_of(shown, generator)).cpu()
 
     def inward(self, physical: Trajectory) -> Trajectory:
         """Standardised, in the model's dtype; the "derivative" observable is scaled with the states."""

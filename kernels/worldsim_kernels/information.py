@@ -62,7 +62,7 @@ def gaussian_information(covariance: Tensor, first: int) -> float:
 
 
 def nearest_neighbours(
-    x: Tensor, y: Tensor, *, neighbours: int = 4, generator: torch.Generator
+    x: Tensor, y: Tensor, *, neighbours: int = 4, generator: torch.Generator | None = None
 ) -> Information:
     """Algorithm 1 of Kraskov et al. (2004), with the maximum norm, of ``x`` ``[n, d]`` and ``y`` ``[n, e]``:
 
@@ -71,9 +71,9 @@ def nearest_neighbours(
     n_x, n_y  other points strictly nearer in x alone, in y alone, than the k-th neighbour in both together
 
     Every column is standardised first. Time n^2. The standard error comes from quarters of the samples,
-    drawn by ``generator`` (Holmes and Nemenman 2019): the terms of the mean are not independent, and theirs
-    would be a fifth too small. Raises ValueError for more than four dimensions together, for fewer than four
-    times k + 2 samples, and for values that repeat, which have no density.
+    drawn by ``generator`` (Holmes and Nemenman 2019); without one it is NaN. (The terms of the mean are not
+    independent: theirs would be a fifth too small.) Raises ValueError for more than four dimensions together,
+    for fewer than four times k + 2 samples, and for values that repeat, which have no density.
     """
     x, y = _samples(x, y)
     n, together = len(x), x.shape[1] + y.shape[1]
@@ -86,8 +86,8 @@ def nearest_neighbours(
         raise ValueError(
             f"{neighbours} neighbours of {n} samples: give at least {4 * (neighbours + 2)} samples"
         )
-    spread = 0.0
-    for _ in range(PARTITIONS):
+    spread = math.nan if generator is None else 0.0
+    for _ in range(PARTITIONS if generator is not None else 0):
         quarters = torch.randperm(n, generator=generator).chunk(4)
         values = torch.tensor([_kraskov(x[rows], y[rows], neighbours) for rows in quarters])
         spread += float(values.var()) / 4 / PARTITIONS

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 EXTRAS = {
     "report": ("jinja2", "plotly"),
     "mujoco": ("mujoco",),
+    "topology": ("gudhi",),
     "docs": ("sphinx", "myst_parser", "furo"),
     "test": ("pytest", "hypothesis"),
     "lint": ("ruff", "mypy"),

@@ -94,6 +94,12 @@ class GenerativeHamiltonian(nn.Module):
         divergence = (mean.square() + (2 * log_deviation).exp() - 1) / 2 - log_deviation
         return z + self.start(z), divergence.sum(1)
 
+    def latent_of(self, context: Trajectory, generator: torch.Generator) -> Tensor:
+        """A draw of the latent state (q, p) at the end of ``context``, ``[trajectory, latent]``."""
+        frames = context.states[:, 0].to(self.log_deviation.dtype)
+        noise = torch.randn(len(frames), self.latent, dtype=torch.float64, generator=generator).to(frames)
+        return self.infer(frames, noise)[0]
+
     def follow(self, latent: Tensor, times: Tensor) -> Tensor:
         """``[sample, time, (q, p)]`` from ``latent`` at ``times[0]``, by leapfrog."""
         term, stepper = Separable(self.kinetic.gradient, self._force), Splitting("leapfrog")
@@ -146,8 +152,8 @@ class GenerativeHamiltonian(nn.Module):
         if actions is not None:
             raise ValueError("generative_hamiltonian is not driven: leave the actions out")
         given = context.states[:, 0].to(self.log_deviation.dtype).repeat_interleave(draws, 0)
-        noise = torch.randn(len(given), self.latent, dtype=torch.float64, generator=generator).to(given)
-        latent = self.follow(self.infer(given, noise)[0], times)
+        repeated = context.replace(states=given[:, None])
+        latent = self.follow(self.latent_of(repeated, generator), times)
         frames = torch.cat([given[:, -1:], self.decode(latent[:, 1:])], 1)
         shape = (len(context), draws)
         return context.replace(

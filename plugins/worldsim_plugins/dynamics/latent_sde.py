@@ -121,6 +121,18 @@ class LatentSDE(nn.Module):
             path.append(z)
         return torch.stack(path, 1), energy
 
+    def latent_of(self, context: Trajectory, generator: torch.Generator) -> Tensor:
+        """A draw of the hidden state at the end of ``context``, ``[trajectory, latent]``."""
+        context = context.to(dtype=self.log_error.dtype)
+        return self.inferred(context.states[:, 0].flatten(2), context.times, generator)
+
+    def inferred(self, frames: Tensor, times: Tensor, generator: torch.Generator) -> Tensor:
+        """The posterior's hidden state at the last of ``frames`` ``[row, time, size]``, ``[row, latent]``."""
+        codes = self.encoded(frames)
+        mean, log_scale = self.first(codes[:, 0]).chunk(2, -1)
+        z = mean + log_scale.exp() * normals(mean, generator)
+        return self.followed(z, codes, times, generator)[0][:, -1]
+
     def imagined(self, z: Tensor, times: Tensor, generator: torch.Generator) -> Tensor:
         """A path of the prior from ``z`` ``[row, latent]``, ``[row, time, latent]``."""
         path = [z]
@@ -148,10 +160,7 @@ class LatentSDE(nn.Module):
             raise ValueError("latent_sde: times must rise, a stochastic equation has a direction")
         context = context.to(dtype=self.log_error.dtype)
         frames = context.states[:, 0].flatten(2).repeat_interleave(draws, 0)
-        codes = self.encoded(frames)
-        mean, log_scale = self.first(codes[:, 0]).chunk(2, -1)
-        z = mean + log_scale.exp() * normals(mean, generator)
-        z = self.followed(z, codes, context.times, generator)[0][:, -1]
+        z = self.inferred(frames, context.times, generator)
         states = self.decoder(self.imagined(z, times, generator))
         states = torch.cat([frames[:, -1:], states[:, 1:]], 1)
         return context.replace(

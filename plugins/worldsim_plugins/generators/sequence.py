@@ -50,8 +50,12 @@ class Sequence(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits ``[trajectory, length + 1, token]``: entry i is the law after the first i ``tokens``."""
+        return self.head(self.features(tokens))
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """What the head reads, ``[trajectory, length + 1, width]``: entry i for the first i ``tokens``."""
         begin = torch.full_like(tokens[:, :1], self.vocabulary) if tokens.shape[1] else self._start(tokens)
-        return self.head(self.body(self.embedding(torch.cat([begin, tokens], 1))))
+        return self.body(self.embedding(torch.cat([begin, tokens], 1)))
 
     def _start(self, tokens: Tensor) -> Tensor:
         return torch.full((len(tokens), 1), self.vocabulary, device=tokens.device)
@@ -64,6 +68,11 @@ class Sequence(nn.Module):
             frame = torch.arange(tokens.shape[1], device=tokens.device)
             target = torch.where(frame < truth.length[:, :1], tokens, -100)
         return F.cross_entropy(self(tokens[:, :-1]).transpose(1, 2), target)
+
+    @torch.no_grad()
+    def latent_of(self, context: Trajectory, generator: torch.Generator) -> Tensor:
+        """The features after the last token of ``context``, ``[trajectory, width]``; nothing is drawn."""
+        return self.features(context.states[:, 0].to(self.head.weight.device))[:, -1]
 
     @torch.no_grad()
     def next_token(self, tokens: Tensor) -> Tensor:
