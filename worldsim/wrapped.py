@@ -89,6 +89,9 @@ class Wrapped(nn.Module):
         self.uses = tuple(uses)
         self.inner: Any = build(self.inward(train.span(0, window)))
         self._adopt(kind, dtype)
+        if isinstance(self.inner, HasLatent):
+            # On the instance: a class that has the method is taken for one that offers it.
+            self.latent_of = self._latent_of
         self.eval()
 
     def _adopt(self, kind: str, dtype: torch.dtype) -> None:
@@ -123,16 +126,9 @@ class Wrapped(nn.Module):
             raise AttributeError("next_token")
         return self.inner.next_token
 
-    @property
-    def latent_of(self) -> Callable[[Trajectory, torch.Generator], Tensor]:
-        """What the inner model keeps of a context in physical units, on the CPU; AttributeError when it does
-        not say."""
-        if not isinstance(self.inner, HasLatent):
-            raise AttributeError("latent_of")
-        return self._latent_of
-
     @torch.no_grad()
     def _latent_of(self, context: Trajectory, generator: torch.Generator) -> Tensor:
+        """What the inner model keeps of a context in physical units, on the CPU."""
         shown = self.inward(replace(context, observables={}).to(device=self.shift.device))
         return torch.as_tensor(self.inner.latent_of(shown, generator)).cpu()
 

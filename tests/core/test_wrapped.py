@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from worldsim.protocols import Trajectory
+from worldsim.protocols import HasLatent, Trajectory
 from worldsim.wrapped import Use, Wrapped, scaling_of
 
 
@@ -126,3 +126,18 @@ def test_tokens_are_passed_as_they_are():
     tokens = Trajectory(torch.zeros(3, 1, 4, dtype=torch.int64), torch.arange(4, dtype=torch.float64))
     model = wrapped(tokens)
     assert model.inward(tokens) is tokens
+
+
+def test_a_latent_is_read_of_what_the_model_sees_and_only_where_it_is_offered():
+    class Kept(Grow):
+        def latent_of(self, context, generator):
+            assert not context.observables
+            return context.states[:, 0, -1]
+
+    data = truth()
+    model = Wrapped(Kept, "component", data)
+    shift, scale = scaling_of(data, "component")
+    found = model.latent_of(data.replace(observables={"energy": data.states[..., 0]}), torch.Generator())
+    torch.testing.assert_close(found.double(), (data.states[:, 0, -1] - shift) / scale, atol=1e-6, rtol=1e-5)
+    assert isinstance(model, HasLatent)
+    assert not isinstance(Wrapped(Grow, "component", data), HasLatent)

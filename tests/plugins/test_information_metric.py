@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from worldsim import NotMeasurable, Trajectory
+from worldsim_plugins.dynamics.latent_sde import LatentSDE
+from worldsim_plugins.generators.sequence import Sequence
 from worldsim_plugins.metrics.information import Information
 from worldsim_plugins.metrics.token_information import coded_bits
 from worldsim_plugins.systems.automaton import Automaton
@@ -210,3 +212,18 @@ def test_vectors_of_whole_numbers_are_no_tokens():
     truth = Trajectory(states, TIMES)
     with pytest.raises(NotMeasurable, match="no tokens"):
         Information(OrnsteinUhlenbeck()).score(truth, truth, None)
+
+
+def test_models_with_a_latent_offer_it():
+    past = walk(6)
+    sde = LatentSDE(past, latent=3, width=8)
+    first, again, other = (sde.latent_of(past, seeded(seed)) for seed in (0, 0, 1))
+    assert first.shape == (6, 3)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    tokens = words(GOLDEN, 6, 9)
+    model = Sequence(GOLDEN, tokens, width=8)
+    features = model.latent_of(tokens, seeded(0))
+    assert features.shape == (6, 8)
+    law = model.head(features).double().softmax(-1)
+    torch.testing.assert_close(law, model.next_token(tokens.states[:, 0]), atol=1e-6, rtol=1e-5)
