@@ -132,7 +132,9 @@ def gaussian_copula(x: Tensor, y: Tensor) -> Information:
     value -= sum(_bias(m, n) for m in (x.shape[1], y.shape[1])) - _bias(d, n)
     parts = ((scores[:, : x.shape[1]], 1), (scores[:, x.shape[1] :], 1), (scores, -1))
     local = sum(sign * _half_mahalanobis(part) for part, sign in parts)
-    return Information(value, float(torch.as_tensor(local).std()) / math.sqrt(n), n)
+    # At independence the first order vanishes, and 2 n I is chi square with d e degrees (Wilks 1938).
+    second_order = x.shape[1] * y.shape[1] / (2 * n**2)
+    return Information(value, math.sqrt(float(torch.as_tensor(local).var()) / n + second_order), n)
 
 
 def _normal_scores(z: Tensor) -> Tensor:

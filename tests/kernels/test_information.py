@@ -57,6 +57,13 @@ def test_the_standard_errors_are_those_of_repeated_samples():
         assert 0.75 < stated / spread < 1.33
 
 
+def test_the_copula_bound_of_independent_numbers_is_known_no_better_than_chi_square_says():
+    found = [gaussian_copula(*pair(0.0, 100, seed)) for seed in range(200)]
+    values = torch.tensor([one.value for one in found])
+    assert float(values.std()) == pytest.approx(2**0.5 / 200, rel=0.25)
+    assert min(one.standard_error for one in found) >= 2**0.5 / 200
+
+
 def test_neighbours_see_what_a_gaussian_copula_cannot():
     x = torch.rand(1000, 1, generator=seeded(0), dtype=torch.float64) * 2 - 1
     y = x.abs() + 0.1 * torch.rand(1000, 1, generator=seeded(1), dtype=torch.float64)
