@@ -18,9 +18,8 @@ def study(monkeypatch):
 
 
 QUICK = {
-    **{f"s{n:02}": {} for n in (1, 2, 6, 7, 8, 10, 12, 14, 24, 32, 34, 42, 43, 44, 47)},
+    **{f"s{n:02}": {} for n in (1, 2, 6, 7, 8, 10, 12, 14, 18, 24, 32, 34, 37, 42, 43, 44, 47, 54, 55)},
     "b6": {"paths": 50_000},
-    **{f"s{n:02}": {} for n in (1, 2, 6, 7, 8, 10, 12, 14, 18, 24, 32, 34, 37, 42, 43, 44, 54, 55)},
     "s03": {"tokens": 2**16},  # the stream of a million tokens is for the studies
     "s33": {"steps": 200},  # dropless and dropped need no training, only the balance does
     "s45": {},
