@@ -89,9 +89,11 @@ class Wrapped(nn.Module):
         self.uses = tuple(uses)
         self.inner: Any = build(self.inward(train.span(0, window)))
         self._adopt(kind, dtype)
+        # On the instance: a class that has the method is taken for one that offers it.
         if isinstance(self.inner, HasLatent):
-            # On the instance: a class that has the method is taken for one that offers it.
             self.latent_of = self._latent_of
+        if isinstance(self.inner, HasNextToken):
+            self.next_token = self._next_token
         self.eval()
 
     def _adopt(self, kind: str, dtype: torch.dtype) -> None:
@@ -119,12 +121,10 @@ class Wrapped(nn.Module):
     def trainable(self) -> bool:
         return bool(getattr(self.inner, "trainable", True))
 
-    @property
-    def next_token(self) -> Callable[[Tensor], Tensor]:
-        """The inner model's law of the next token; AttributeError when it has none."""
-        if not isinstance(self.inner, HasNextToken):
-            raise AttributeError("next_token")
-        return self.inner.next_token
+    def _next_token(self, tokens: Tensor) -> Tensor:
+        """The inner model's law of the next token."""
+        law: Tensor = self.inner.next_token(tokens)
+        return law
 
     @torch.no_grad()
     def _latent_of(self, context: Trajectory, generator: torch.Generator) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from worldsim.protocols import HasLatent, Trajectory
+from worldsim.protocols import HasLatent, HasNextToken, Trajectory
 from worldsim.wrapped import Use, Wrapped, scaling_of
 
 
@@ -141,3 +141,19 @@ def test_a_latent_is_read_of_what_the_model_sees_and_only_where_it_is_offered():
     torch.testing.assert_close(found.double(), (data.states[:, 0, -1] - shift) / scale, atol=1e-6, rtol=1e-5)
     assert isinstance(model, HasLatent)
     assert not isinstance(Wrapped(Grow, "component", data), HasLatent)
+
+
+def test_a_law_of_tokens_is_offered_only_where_the_model_inside_has_one():
+    """A property would be found on the class, whatever the model inside, from Python 3.12 on."""
+
+    class Even(Grow):
+        def next_token(self, tokens):
+            return torch.full((len(tokens), 2), 0.5, dtype=torch.float64)
+
+    tokens = Trajectory(torch.zeros(3, 1, 4, 2, dtype=torch.int64), torch.arange(4, dtype=torch.float64))
+    model = Wrapped(Even, "component", tokens)
+    assert isinstance(model, HasNextToken)
+    assert torch.equal(model.next_token(torch.zeros(1, 0)), torch.full((1, 2), 0.5, dtype=torch.float64))
+    without = Wrapped(Grow, "component", tokens)
+    assert not isinstance(without, HasNextToken)
+    assert not hasattr(type(without), "next_token")

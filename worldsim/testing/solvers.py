@@ -46,7 +46,7 @@ def _error(solver: Solver, state: Tensor, frames: int) -> float:
     times = torch.linspace(0, HORIZON, frames, dtype=torch.float64)
     right = world.simulate(state, times, None, seeded(0)).states[:, 0]
     guess = solver.solve(world, state, times, None, None)  # type: ignore[arg-type]
-    return float((guess - right).abs().max())
+    return float((guess - right).detach().abs().max())
 
 
 def _check_area(checks: Checks, solver: Solver) -> None:
