@@ -14,7 +14,7 @@ from worldsim.fit import fit
 from worldsim.scenario import FitSettings
 from worldsim.seeds import forked
 from worldsim_plugins.generators.flow import Flow, straightness
-from worldsim_plugins.metrics.transport import wasserstein2
+from worldsim_plugins.metrics.exact_transport import wasserstein2
 
 SEEDS = (0, 1, 2)
 CLAIM = "S >= 1.0; W2 at 8 steps <= 0.35"

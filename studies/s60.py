@@ -8,7 +8,8 @@ sample and itself in another order, and |m|^2 exactly between a sample and itsel
 import ot
 import torch
 
-from worldsim_plugins.metrics.transport import bures, wasserstein2
+from worldsim_kernels.laws import bures
+from worldsim_plugins.metrics.exact_transport import wasserstein2
 
 SEEDS = (0, 1, 2)
 CLAIM = "LP n=2000 within 6 % of Bures; entropic cost falls with eps, <= 2 % at 0.1; |S(x, x)| < 1e-6"

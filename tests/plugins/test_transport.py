@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from worldsim import NotMeasurable, Trajectory
-from worldsim_plugins.metrics.transport import Wasserstein, bures, wasserstein2
+from worldsim_plugins.metrics.exact_transport import wasserstein2
+from worldsim_plugins.metrics.transport import Wasserstein
 from worldsim_plugins.systems.ornstein_uhlenbeck import OrnsteinUhlenbeck
 
 torch.set_num_threads(1)
@@ -21,31 +22,6 @@ def seeded(seed):
 
 def normal(*shape, seed=0):
     return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
-
-
-A, B, ZERO = tensor([2, 1], [1, 2]), tensor([1, 0], [0, 3]), torch.zeros(2, dtype=torch.float64)
-
-
-@pytest.mark.parametrize(
-    ("mean_a", "cov_a", "mean_b", "cov_b", "expected"),
-    [
-        (ZERO, A, tensor(1, -1), B, 2.5166852265),
-        (ZERO, tensor([2, 0.5], [0.5, 1]), ZERO, tensor([1, -0.3], [-0.3, 1.5]), 0.4634711896),
-        (tensor(0), tensor([1.0]), tensor(1.5), tensor([4.0]), 3.25),
-        (ZERO, A, tensor(0.3, 0.4), A, 0.25),
-        (ZERO, A, ZERO, A @ A, 10 - 2 * (1 + 3 * math.sqrt(3)) + 4),
-    ],
-)
-def test_bures_has_its_closed_forms(mean_a, cov_a, mean_b, cov_b, expected):
-    assert bures(mean_a, cov_a, mean_b, cov_b) == pytest.approx(expected, abs=1e-9)
-
-
-@pytest.mark.parametrize("broken", [tensor([1, 1], [0, 1]), tensor([1, 0], [0, -1])])
-def test_bures_refuses_what_is_no_covariance(broken):
-    with pytest.raises(ValueError, match="covariance"):
-        bures(ZERO, broken, ZERO, A)
-    with pytest.raises(ValueError, match="covariance"):
-        bures(ZERO, A, ZERO, broken)
 
 
 def test_a_translation_costs_exactly_its_square_and_not_half():

@@ -127,7 +127,7 @@ def _paired(off: Tensor, n: int, permutations: int, generator: torch.Generator |
     value = rows.sum() / pairs
     signs = 2.0 * _coins(permutations, n, generator) - 1
     swapped = ((signs @ h.detach()) * signs).sum(1) / pairs
-    return TwoSample(value, _jackknife(_without(rows.detach(), n)).sqrt(), _p_value(value, swapped, h))
+    return TwoSample(value, _jackknife(_without(rows.detach(), n)).sqrt(), _p_value(value, swapped, off))
 
 
 def _independent(off: Tensor, n: int, permutations: int, generator: torch.Generator | None) -> TwoSample:
