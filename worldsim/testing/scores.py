@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
 from worldsim.baselines import Truth
 from worldsim.errors import NotMeasurable
@@ -14,6 +15,8 @@ from worldsim.tables import shown
 from worldsim.testing.checks import Checks, finite
 from worldsim.testing.worlds import World
 
+DRAWS = 4
+"""Of an ensemble, for metrics that one draw is not enough for."""
 OBEYED = 1e-6
 """Largest residual of a truth that obeys the constraint."""
 
@@ -57,19 +60,31 @@ def check_metric(checks: Checks, build: Callable[[System], Metric], worlds: list
     reasons: list[str] = []
     for world in worlds:
         truth = world.truth()
-        try:
-            scores = _scored(build(world.system), world, truth, truth)
-        except (NotMeasurable, ValueError, TypeError) as error:
-            reasons.append(f"on {world.name}: {error}")
-            continue
-        measured = [name for name, score in scores.items() if not score.reason]
-        reasons += [
-            f"on {world.name}: {name}: {score.reason}" for name, score in scores.items() if score.reason
-        ]
-        if measured:
-            _check_scores(checks, build, world, truth, scores)
-            return
+        for guess in (truth, _ensemble(truth)):
+            try:
+                scores = _scored(build(world.system), world, truth, guess)
+            except (NotMeasurable, ValueError, TypeError) as error:
+                reasons.append(f"on {world.name}: {error}")
+                continue
+            measured = [name for name, score in scores.items() if not score.reason]
+            reasons += [
+                f"on {world.name}: {name}: {score.reason}" for name, score in scores.items() if score.reason
+            ]
+            if measured:
+                _check_scores(checks, build, world, truth, guess, scores)
+                return
     raise AssertionError("no world it can measure; give system=...\n    " + "\n    ".join(reasons))
+
+
+def _ensemble(truth: Trajectory) -> Trajectory:
+    """The truth as several draws, for metrics of ensembles."""
+
+    def several(value: Tensor) -> Tensor:
+        return value.expand(-1, DRAWS, *value.shape[2:])
+
+    observables = {name: several(value) for name, value in truth.observables.items()}
+    length = None if truth.length is None else several(truth.length)
+    return truth.replace(states=several(truth.states), observables=observables, length=length)
 
 
 def _scored(metric: Metric, world: World, truth: Trajectory, guess: Trajectory) -> Mapping[str, Score]:
@@ -83,16 +98,17 @@ def _check_scores(
     build: Callable[[System], Metric],
     world: World,
     truth: Trajectory,
+    guess: Trajectory,
     scores: Mapping[str, Score],
 ) -> None:
     good = isinstance(scores, Mapping) and all(isinstance(score, Score) for score in scores.values())
     checks.that(good, "a mapping of names to Score", repr(scores)[:80])
     before = truth.states.clone()
     with checks.leaving_random_state("score"):
-        again = _scored(build(world.system), world, truth, truth)
+        again = _scored(build(world.system), world, truth, guess)
     checks.that(torch.equal(truth.states, before), "score to leave the trajectories it is given as they are")
     order = torch.arange(1, len(truth) + 1) % len(truth)
-    wrong = _scored(build(world.system), world, truth, truth.rows(order))
+    wrong = _scored(build(world.system), world, truth, guess.rows(order))
     for name, score in scores.items():
         _check_score(checks, name, score)
         same = [shown(_number(one)) for one in (score, again[name])]

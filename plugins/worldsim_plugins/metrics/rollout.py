@@ -23,6 +23,7 @@ from torch import Tensor
 
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import HasAutomaton, Metric, Model, System
+from worldsim_kernels import laws
 from worldsim_plugins.metrics.comparison import (
     Comparison,
     compare,
@@ -122,13 +123,7 @@ def crps(both: Comparison, scale: Tensor) -> Score:
     """Fair continuous ranked probability score, averaged over components, times and trajectories."""
     if both.failed:
         return _lost(both)
-    draws = both.draws / scale
-    m = draws.shape[1]
-    error = (draws - (both.truth / scale)[:, None]).abs().mean(1)
-    # Sum over pairs of |x_i - x_j|, from the order statistics.
-    weight = 2 * torch.arange(1, m + 1, dtype=torch.float64) - m - 1
-    spread = (draws.sort(dim=1).values * weight[:, None, None]).sum(1) / (m * (m - 1))
-    each = (error - spread).mean(-1) * both.valid
+    each = laws.crps(both.draws / scale, both.truth / scale).mean(-1) * both.valid
     reached = both.valid.any(1)
     rows = each[reached].sum(1) / both.valid[reached].sum(1)
     return Score(float(rows.mean()), interval=mean_interval(rows), n=len(rows))
