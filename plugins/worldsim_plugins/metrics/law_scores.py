@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite, sqrt
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -30,8 +30,8 @@ def scores_of(
     scores = {name: Score(found.value, floor=_mean(floors), interval=interval, n=n)}
     if distance.rooted:
         squared, floors = scores[name], floors.sqrt()
-        interval = _each(interval, sqrt)
-        root = Score(sqrt(found.value), floor=_mean(floors), interval=interval, n=n)
+        interval = _each(interval, lambda end: end**0.5)
+        root = Score(found.value**0.5, floor=_mean(floors), interval=interval, n=n)
         scores = {name: root, f"{name}_squared": squared}
     scores[f"{name}_dimension"] = Score(float(dimension), better="", n=n)
     if len(floors):
