@@ -178,7 +178,7 @@ def test_the_kernel_meets_the_closed_form_of_gaussians(mean, a, b, epsilon, tran
     if transport is not None:
         assert entropic(mean, a, b, epsilon) == pytest.approx(transport, abs=1e-10)
     assert divergence(mean, a, b, epsilon) == pytest.approx(debiased, abs=5e-8)
-    clouds, fine = [], {1: 180, 2: 28 if epsilon >= 1 else 48}[len(a)]
+    clouds, fine = [], {1: 180, 2: 28 if epsilon >= 1 else 64}[len(a)]
     for cov in (a, b):
         line = torch.linspace(-5.5, 5.5, fine, dtype=F64)
         z = torch.cartesian_prod(*[line] * len(a)).reshape(-1, len(a))
