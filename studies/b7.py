@@ -10,7 +10,7 @@ import torch
 
 from worldsim_kernels import native
 from worldsim_kernels.solve import ODE, Constant, solve
-from worldsim_plugins.metrics.transport import wasserstein2
+from worldsim_plugins.metrics.exact_transport import wasserstein2
 from worldsim_plugins.systems.lorenz import Lorenz
 
 SEEDS = (0, 1, 2, 3, 4)

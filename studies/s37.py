@@ -12,8 +12,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from worldsim_plugins.metrics.exact_transport import wasserstein2
 from worldsim_plugins.metrics.scaling_law import fit_law
-from worldsim_plugins.metrics.transport import wasserstein2
 
 SEEDS = (0, 1, 2, 3, 4)
 CLAIM = "order in NFE 20..80: DDIM 1.0 +- 0.15, 2M >= 1.5; W2 flat within 0.02 from 10 NFE on (2M)"

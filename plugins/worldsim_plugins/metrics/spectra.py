@@ -22,8 +22,8 @@ from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import Metric, Model, System
 from worldsim_kernels.spectra import band_power, crmse, fourier_rmse, vrmse
 from worldsim_plugins.metrics.comparison import compare, component_scale, mean_interval
-from worldsim_plugins.metrics.law_samples import afresh
 from worldsim_plugins.metrics.law_scores import NORMAL
+from worldsim_plugins.metrics.truth_samples import afresh
 
 SILENT = 1e-20
 """A band with less than this part of the truth's power holds rounding."""

@@ -28,16 +28,17 @@ def truth_samples(
     generator = torch.Generator().manual_seed(seed)
     # One call for many starts: the cost of a simulation is mostly per call.
     sizes = [min(BLOCK, count * n - first) for first in range(0, count * n, BLOCK)]
-    blocks = [_afresh(system, size, times, frames, generator) for size in sizes]
+    blocks = [afresh(system, size, times, frames, generator) for size in sizes]
     states, valid = (torch.cat(parts).split(n) for parts in zip(*blocks))
     if torch.equal(states[0], states[1]):
         raise NotMeasurable(f"the starts of {type(system).__name__} are fixed: no two samples differ")
     return list(zip(states, valid))
 
 
-def _afresh(
+def afresh(
     system: System, n: int, times: Tensor, frames: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
+    """New true states ``[n, frame, component]`` at ``times[frames]``, and which of them are reached."""
     actions, grid = None, torch.cat([torch.zeros_like(times[:1]), times[frames]])
     start = system.sample(n, generator)
     if isinstance(system, HasActions):
