@@ -23,6 +23,7 @@ from torch import Tensor
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import Metric, Model, Restartable, System
 from worldsim_kernels import laws
+from worldsim_plugins.metrics import known_values
 from worldsim_plugins.metrics.comparison import Comparison, compare, component_scale, mean_interval
 from worldsim_plugins.metrics.law_scores import NORMAL
 
@@ -51,6 +52,8 @@ class Forecast:
         seed: Annotated[int, Field(ge=0, description="seed of the floor, and of ranks that are tied")] = 0,
     ) -> None:
         self.system, self.pairs, self.seed = system, pairs, seed
+
+    ground_truths = staticmethod(known_values.of_forecast)
 
     def score(self, truth: Trajectory, prediction: Trajectory, model: Model) -> Mapping[str, Score]:
         """Truth ``[trajectory, 1, time, *state]`` against prediction ``[trajectory, draw, time, *state]``."""

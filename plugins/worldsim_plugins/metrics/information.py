@@ -19,6 +19,7 @@ from torch import Tensor
 
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import HasAutomaton, Metric, Model, System
+from worldsim_plugins.metrics import known_values
 from worldsim_plugins.metrics.comparison import compare, within
 from worldsim_plugins.metrics.latent_information import latent_scores
 from worldsim_plugins.metrics.state_information import Pair, refuse_determinism, state_scores
@@ -82,6 +83,8 @@ class Information:
         self.points, self.pairs, self.minimum = points, pairs, minimum
         self.latent, self.history, self.samples, self.steps = latent, history, samples, steps
         self.seed = seed
+
+    ground_truths = staticmethod(known_values.of_information)
 
     def score(self, truth: Trajectory, prediction: Trajectory, model: Model) -> Mapping[str, Score]:
         """Truth ``[trajectory, 1, time, *state]`` against prediction ``[trajectory, draw, time, *state]``."""

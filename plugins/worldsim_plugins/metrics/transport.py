@@ -25,6 +25,7 @@ from torch import Tensor
 
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import Metric, Model, System
+from worldsim_plugins.metrics import known_values
 from worldsim_plugins.metrics.comparison import compare, component_scale
 from worldsim_plugins.metrics.law_distances import DISTANCES, Distance, Setting
 from worldsim_plugins.metrics.law_samples import Feature, fresh_samples
@@ -134,6 +135,8 @@ class Wasserstein:
         self.seed = seed
         self._samples: dict[tuple[object, ...], tuple[list[Tensor], str]] = {}
         self._floors: dict[tuple[object, ...], list[float]] = {}
+
+    ground_truths = staticmethod(known_values.of_transport)
 
     def score(self, truth: Trajectory, prediction: Trajectory, model: Model) -> Mapping[str, Score]:
         """Truth ``[trajectory, 1, time, *state]`` against prediction ``[trajectory, draw, time, *state]``."""
