@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from worldsim.errors import NotMeasurable
-from worldsim.protocols import HasAutomaton, Restartable, System, Trajectory
+from worldsim.protocols import HasAutomaton, HasForecast, Restartable, System, Trajectory
 from worldsim.truth import reached
 
 EXACT = "donot_use_mm_for_euclid_dist"
@@ -139,6 +139,9 @@ class Truth(Baseline):
     ) -> Trajectory:
         if isinstance(self.system, HasAutomaton):
             return self._sampled(context, times, draws, generator)
+        if isinstance(self.system, HasForecast):
+            futures = self.system.forecast(context, times, actions, draws, generator)
+            return _future(context, times, futures.states)
         if not isinstance(self.system, Restartable):
             return self._replayed(context, times, draws)
         rows = context.states[:, 0, -1].repeat_interleave(draws, 0)

@@ -323,6 +323,15 @@ class HasLatent(Protocol):
         """What it has kept at the end of ``context``, ``[trajectory, latent]``; a draw where it is drawn."""
 
 
+@runtime_checkable
+class HasLegality(Protocol):
+    """A model over tokens that says which are possible, apart from how likely it is to choose them."""
+
+    def legality(self, tokens: Tensor) -> Tensor:
+        """Float64 ``[n, token]``, the probability that each token is possible after ``tokens``
+        ``[n, length]``."""
+
+
 @dataclass(frozen=True)
 class HistoryPairs:
     """``n`` pairs of histories that the world cannot tell apart from their last frame on.
@@ -380,6 +389,31 @@ class HasGroundTruths(Protocol):
 
     def ground_truths(self) -> Sequence[GroundTruth]:
         """Computed anew at each call; a static method, since no system is given."""
+
+
+@runtime_checkable
+class HasAlikeHistories(Protocol):
+    """A system that can build histories which end alike in what is seen and yet have different futures."""
+
+    alike_kinds: tuple[str, ...]
+
+    def alike_histories(self, kind: str, n: int, times: Tensor, generator: torch.Generator) -> HistoryPairs:
+        """``n`` pairs of *distinct* histories on ``times`` ``[time]``, for a ``kind`` of ``alike_kinds``."""
+
+
+@runtime_checkable
+class HasForecast(Protocol):
+    """A system whose last given frame is not all of its state, but that knows the law of what follows."""
+
+    def forecast(
+        self,
+        context: Trajectory,
+        times: Tensor,
+        actions: Tensor | None,
+        draws: int,
+        generator: torch.Generator,
+    ) -> Trajectory:
+        """``draws`` true futures of each context, as a model's ``rollout`` gives them."""
 
 
 @runtime_checkable

@@ -14,7 +14,12 @@ from worldsim.baselines import Persistence
 from worldsim.protocols import HistoryPairs
 from worldsim_plugins.generators.believed_automaton import BelievedAutomaton
 from worldsim_plugins.metrics.coherence import Coherence
-from worldsim_plugins.metrics.history_pairs import derangement, divergence, ranking, separation, spread
+from worldsim_plugins.metrics.continuous_coherence import ranking, separation
+from worldsim_plugins.metrics.divergences import divergence
+from worldsim_plugins.metrics.history_pairs import couples, spread
+from worldsim_plugins.metrics.intervals import never
+from worldsim_plugins.metrics.myhill_nerode import nerode_classes, words
+from worldsim_plugins.metrics.observed import observer
 from worldsim_plugins.systems.automaton import Automaton
 from worldsim_plugins.systems.ornstein_uhlenbeck import OrnsteinUhlenbeck
 
@@ -96,7 +101,8 @@ def test_a_city_is_sampled_by_seed_with_an_interval():
     right = scored(system, BelievedAutomaton(system), truth, **options)
     for name in (*PUBLISHED, "coherence_auc", "compression_precision_mixed", "coherence_auc_mixed"):
         assert right[name].value == 1.0
-        assert right[name].interval == (1.0, 1.0)
+        # One-sided: every four prefixes make an independent comparison of two pairs.
+        assert right[name].interval == (pytest.approx(0.05 ** (1 / (right[name].n // 4))), 1.0)
     frequent = SimpleNamespace(next_token=lambda tokens: _last_token_repeats(tokens, 4))
     one, same, other = (scored(system, frequent, truth, seed=seed, **options) for seed in (0, 0, 1))
     assert one["coherence_auc"].value == same["coherence_auc"].value
@@ -147,7 +153,7 @@ def test_a_failing_model_over_tokens_is_counted():
 
 def test_too_many_words_are_refused():
     system = Automaton(preset="lattice")
-    with pytest.raises(ValueError, match="reduce horizon"):
+    with pytest.raises(NotMeasurable, match="reduce horizon"):
         scored(system, BelievedAutomaton(system), horizon=13)
 
 
@@ -227,7 +233,9 @@ def test_the_truth_is_coherent_over_states():
         for name in ("fidelity", "horizon_error"):
             assert scores[name + kind].value == 0.0 == scores[name + kind].floor
     assert scores["coherence_auc"].n == 80
-    assert scores["coherence_auc"].interval == (1.0, 1.0)
+    # One-sided: 40 couples of two states make 20 independent comparisons, and the rule of three.
+    assert scores["coherence_auc"].interval == (pytest.approx(1 - never(20)), 1.0)
+    assert scores["compression"].interval == (pytest.approx(1 - never(40)), 1.0)
     array = scores["divergence_equivalent"]
     assert array.dims == ("pair", "time")
     assert array.value.shape == (80, 4)
@@ -259,14 +267,14 @@ def test_a_model_that_counts_frames_fails_where_histories_differ_in_length():
     assert "coherence_auc_window_shift" not in scores
 
 
-def test_failed_pairs_count_as_wrong_and_are_never_dropped():
+def test_a_model_that_fails_on_some_pairs_is_not_measurable():
     scores = scored(Line(), Rolled(falls_back), horizon=4, pairs=40, kinds=["window_shift"])
-    assert scores["coherence_auc"].failed == 4
-    assert scores["coherence_auc"].n == 40
-    assert scores["compression"].value == pytest.approx(0.9)
-    assert scores["coherence_auc"].value < 0.95
-    assert math.isnan(scores["fidelity"].value)
-    assert "not finite" in scores["fidelity"].reason
+    for name in ("coherence_auc", "compression", "distinction_recall", "fidelity", "horizon_error"):
+        assert scores[name].failed == 4
+        assert scores[name].n == 40
+        assert math.isnan(scores[name].value)
+        assert "4 of 40 pairs have futures that are not finite" in scores[name].reason
+    assert "divergence_equivalent" not in scores
     raising = scored(Line(), Rolled(lambda *_: 1 / 0), horizon=4, pairs=40, kinds=["mirror"])
     assert raising["compression"].failed == 40
     assert "ZeroDivisionError" in raising["compression"].reason
@@ -302,7 +310,7 @@ def test_without_restarting_only_what_needs_no_truth_is_measured():
 
 def test_what_cannot_be_measured_says_so():
     truth = truth_of(Line())
-    with pytest.raises(NotMeasurable, match="no equivalent histories"):
+    with pytest.raises(ValueError, match="no equivalent histories"):
         scored(SimpleNamespace(), Rolled(exact), truth)
     with pytest.raises(NotMeasurable, match="next_token"):
         scored(Automaton(preset="lattice"), Rolled(exact))
@@ -313,7 +321,8 @@ def test_what_cannot_be_measured_says_so():
 
 
 def test_scores_depend_on_the_seed_alone():
-    draws = [scored(Line(), Rolled(counts_frames), horizon=3, pairs=30, seed=seed) for seed in (5, 5, 6)]
+    options = {"horizon": 3, "pairs": 30, "draws": 4}
+    draws = [scored(Line(), Rolled(climatology), seed=seed, **options) for seed in (5, 5, 6)]
     values = [score["coherence_auc"].value for score in draws]
     assert values[0] == values[1] != values[2]
 
@@ -326,12 +335,12 @@ def test_distances_in_closed_form():
         divergence(x, y, scale), torch.tensor([[1.0, 0.125**0.5]], dtype=torch.float64)
     )
     # Two point masses at 0 and two at 1: D^2 = 2 |0 - 1|.
-    zeros, ones = torch.zeros(1, 2, 1, dtype=torch.float64), torch.ones(1, 2, 1, dtype=torch.float64)
-    unit = torch.ones((), dtype=torch.float64)
+    zeros, ones = (torch.full((1, 2, 1, 1), each, dtype=torch.float64) for each in (0.0, 1.0))
+    unit = torch.ones(1, dtype=torch.float64)
     torch.testing.assert_close(divergence(zeros, ones, unit), torch.tensor([[2.0**0.5]], dtype=torch.float64))
     # N(0, 1) and N(1, 1): D^2 = 0.5418065793 (Szekely and Rizzo).
     level = (torch.arange(1500, dtype=torch.float64) + 0.5) / 1500
-    normal = torch.special.ndtri(level)[None, :, None]
+    normal = torch.special.ndtri(level)[None, :, None, None]
     assert float(divergence(normal, normal + 1, unit)) ** 2 == pytest.approx(0.5418065793, abs=2e-3)
     assert divergence(x, x * torch.nan, scale).isinf().all()
 
@@ -353,11 +362,13 @@ def test_separation_of_the_doubling_map():
     assert separation(grown[:, :3], 0.1)[0].tolist() == [4, 4, 4]
 
 
-@pytest.mark.parametrize("n", [2, 3, 20])
-def test_a_derangement_leaves_nobody_at_home(n):
-    partner = derangement(n, generator(n))
+@pytest.mark.parametrize("n", [2, 3, 7, 20])
+def test_couples_are_disjoint_and_nobody_is_its_own_partner(n):
+    partner, couple = couples(n)
     assert torch.equal(partner.sort().values, torch.arange(n))
     assert (partner != torch.arange(n)).all()
+    assert torch.equal(couple[partner], couple)
+    assert torch.bincount(couple).tolist() == [2] * (n // 2 - n % 2) + [3] * (n % 2)
 
 
 def test_one_draw_of_a_stochastic_world_measures_no_coherence():
@@ -379,4 +390,100 @@ def test_distances_have_the_scale_of_what_is_there_and_no_scale_of_rounding():
     truth = Trajectory(
         torch.cat([states, rounded], -1), torch.arange(3.0).double(), length=torch.tensor([[2], [2]])
     )
-    assert spread(truth).tolist() == [1.0, 1.0]
+    assert spread(truth, observer(None, None)).tolist() == [1.0, 1.0]
+
+
+class Columns:
+    """Cumulative Connect-4 (Vafa et al. 2024): tokens are columns, legal until they hold ``rows`` pieces."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        radix = rows + 1
+        boards = words(radix, columns)
+        stride = radix ** torch.arange(columns - 1, -1, -1)
+        self.table = torch.where(boards < rows, (boards * stride).sum(1)[:, None] + stride, -1)
+        self.alphabet, self.initial = tuple(map(str, range(columns))), 0
+        self.open = boards < rows
+
+    def transitions(self):
+        return self.table
+
+
+def test_cumulative_connect_four():
+    """A model that accepts every column is right wherever none is full, (n / (n + 1))^c of the states, and
+    in n / (n + 1) of the tokens; it has recall 0 of every pair, and knows nothing."""
+    small = Columns(3, 2)
+    assert [int(nerode_classes(small.table, depth).max()) + 1 for depth in range(5)] == [1, 4, 9, 16, 16]
+    assert int(nerode_classes(small.table).max()) + 1 == 16
+    legal = small.table >= 0
+    assert legal.all(1).double().mean() == pytest.approx((3 / 4) ** 2)
+    # Seven columns of 1000 are independent of one another, so that each one's states are enough.
+    one = Columns(1000, 1).table >= 0
+    share = float(one.double().mean())
+    assert share == pytest.approx(0.9990010, abs=5e-8)
+    assert share**7 == pytest.approx(0.9930279, abs=5e-8)
+    uniform = SimpleNamespace(next_token=lambda tokens: torch.full((len(tokens), 2), 0.5))
+    truth = Trajectory(torch.zeros(2, 1, 3, dtype=torch.int64), torch.arange(3.0).double())
+    scores = Coherence(small, prefix_length=3, horizon=4).score(truth, truth, uniform)
+    assert scores["distinction_recall"].value == 0.0
+    assert scores["coherence_auc"].value == 0.5
+    assert scores["n_empty"].value == 1.0
+    assert scores["compression_precision"].value == 1.0
+    assert "separates no pair" in scores["distinction_precision_found"].reason
+
+
+@pytest.mark.parametrize("people", [2, 3])
+def test_who_solves_the_seating_puzzle_is_perfect_and_a_constant_is_not(people):
+    system = Automaton(preset="seating", people=people)
+    options = {"horizon": 1, "prefix_length": people, "pairs": 400}
+    right = scored(system, BelievedAutomaton(system), **options)
+    size = len(system.alphabet)
+    one = torch.eye(size, dtype=torch.float64)[0]
+    constant = scored(
+        system, SimpleNamespace(next_token=lambda tokens: one.expand(len(tokens), -1)), **options
+    )
+    for name in (*PUBLISHED, "compression_both", "distinction_precision_found", "coherence_auc"):
+        assert right[name].value == 1.0
+    assert constant["coherence_auc"].value == 0.5
+    assert constant["distinction_recall"].value == 0.0
+    assert constant["n_empty"].value == 1.0
+
+
+def test_a_policy_is_no_knowledge_and_legality_tells_them_apart():
+    """Who knows the map and goes the shortest way separates few states by what it does, all by what it takes
+    to be possible."""
+    system = Automaton(transitions=ROUTES)
+    model = BelievedAutomaton(system, belief="shortest_path")
+    scores = scored(system, model, prefix_length=4, horizon=3)
+    assert scores["compression_precision"].value == 1.0
+    assert scores["distinction_recall"].value < 0.7
+    for name in ("distinction_recall", "compression_both", "coherence_auc", "distinction_precision_found"):
+        assert scores[f"{name}_legality"].value == 1.0
+    assert scored(system, BelievedAutomaton(system, belief="uniform"))["coherence_auc_legality"].value == 0.5
+
+
+ROUTES = {
+    "a": {"N": "b", "E": "c"},
+    "b": {"S": "a", "E": "d"},
+    "c": {"W": "a", "N": "d"},
+    "d": {"W": "b", "S": "c", "end": "done"},
+    "done": {"end": "done"},
+}
+
+
+def test_states_are_weighed_as_the_truth_visits_them(lattice_scores):
+    """The walk is at the ends of the lattice less often than uniformly drawn states are."""
+    four = lattice_scores["states", 4]
+    assert four["coherence_auc"].value != four["coherence_auc_on_policy"].value
+    for name in ("compression_both", "distinction_recall", "coherence_auc"):
+        assert lattice_scores["true", 5][f"{name}_on_policy"].value == 1.0
+    assert lattice_scores["uniform", 5]["coherence_auc_on_policy"].value == 0.5
+
+
+def test_precision_without_the_vacuous_pairs(lattice_scores):
+    """distinction_precision counts an empty boundary as 1; the other leaves it out and says how many."""
+    four, six = (lattice_scores["states", n] for n in (4, 6))
+    assert four["n_empty"].value == pytest.approx(0.1012516, abs=5e-7)
+    assert four["distinction_precision_found"].value == pytest.approx(0.6629134, abs=5e-7)
+    assert six["n_empty"].value == 0.0
+    assert six["distinction_precision_found"].value == six["distinction_precision"].value
+    assert "separates no pair" in lattice_scores["uniform", 5]["distinction_precision_found"].reason

@@ -26,6 +26,11 @@ class BelievedAutomaton:
     uniform      every token, always
     reject_all   no token, ever: the law is all zeros, and a rollout draws uniformly since it cannot stop
     odd_refusal  the true state, but "0" is refused after an odd number of tokens
+    shortest_path, shortest_paths
+                 the true state and a policy: of the moves of a route, the first that brings its "end" nearer,
+                 or every one that does
+
+    Its ``legality`` says which tokens it takes to be possible, whatever its policy prefers.
 
     Raises ValueError when the system is not an automaton, or lacks the tokens that the belief is about.
     """
@@ -38,7 +43,9 @@ class BelievedAutomaton:
         system: System,
         *,
         belief: Annotated[
-            Literal["true", "states", "uniform", "reject_all", "odd_refusal"],
+            Literal[
+                "true", "states", "uniform", "reject_all", "odd_refusal", "shortest_path", "shortest_paths"
+            ],
             Field(description="what the model takes the world to be"),
         ] = "true",
         states: Annotated[
@@ -51,24 +58,36 @@ class BelievedAutomaton:
             raise ValueError(f"belief 'states' needs the lattice's tokens {LATTICE}, found {system.alphabet}")
         if belief == "odd_refusal" and "0" not in system.alphabet:
             raise ValueError(f"belief 'odd_refusal' needs a token '0', found {system.alphabet}")
+        if belief.startswith("shortest") and "end" not in system.alphabet:
+            raise ValueError(f"belief {belief!r} needs routes that have an 'end', found {system.alphabet}")
         self.alphabet = system.alphabet
         self.belief = belief
         self.initial = min(system.initial, states - 1) if belief == "states" else system.initial
         self.table = _clamped_lattice(states) if belief == "states" else system.transitions()
         self.legal = _legal_lattice(states) if belief == "states" else self.table >= 0
+        self.chosen = self.legal
+        if belief.startswith("shortest"):
+            self.chosen = nearer(self.table, self.alphabet.index("end"), belief == "shortest_path")
 
     def loss(self, truth: Trajectory) -> Tensor:
         """Zero: there is nothing to fit."""
         return torch.zeros((), dtype=torch.float64)
 
+    def legality(self, tokens: Tensor) -> Tensor:
+        """1 where the next token is believed to be possible, ``[n, token]`` float64, else 0."""
+        return self._after(tokens, self.legal).double()
+
     def accepted(self, tokens: Tensor) -> Tensor:
         """Which next tokens are accepted, ``[n, token]`` bool, after prefixes ``[n, length]``."""
+        return self._after(tokens, self.chosen)
+
+    def _after(self, tokens: Tensor, allowed: Tensor) -> Tensor:
         if self.belief in ("uniform", "reject_all"):
             return torch.full((len(tokens), len(self.alphabet)), self.belief == "uniform")
         state = torch.full((len(tokens),), self.initial)
         for token in tokens.T:
             state = torch.where(state < 0, state, self.table[state.clamp(min=0), token])
-        accepted = self.legal[state.clamp(min=0)] & (state >= 0)[:, None]
+        accepted = allowed[state.clamp(min=0)] & (state >= 0)[:, None]
         if self.belief == "odd_refusal" and tokens.shape[1] % 2:
             accepted[:, self.alphabet.index("0")] = False
         return accepted
@@ -97,6 +116,27 @@ def _clamped_lattice(states: int) -> Tensor:
 def _legal_lattice(states: int) -> Tensor:
     target = torch.arange(states)[:, None] + torch.tensor([-1, 0, 1])
     return (target >= 0) & (target < states)
+
+
+def nearer(table: Tensor, end: int, first: bool) -> Tensor:
+    """Tokens of a policy that goes the shortest way to where ``end`` is legal, ``[state, token]`` bool: every
+    move that brings it nearer, or the ``first`` of them alone. The tokens after ``end`` in the alphabet name
+    places, and all that are legal are taken."""
+    legal = table >= 0
+    distance = torch.where(legal[:, end], 0.0, torch.inf)
+    for _ in range(len(table)):
+        after = torch.where(legal, distance[table.clamp(min=0)], torch.inf)
+        better = torch.minimum(distance, after.amin(1) + 1)
+        if torch.equal(better, distance):
+            break
+        distance = better
+    chosen = legal & (after < distance[:, None])
+    chosen[legal[:, end], end] = True
+    if first:
+        chosen &= chosen.cumsum(1) == 1
+    places = legal[:, end + 1 :].any(1)
+    chosen[places] = legal[places]
+    return chosen
 
 
 @hookimpl

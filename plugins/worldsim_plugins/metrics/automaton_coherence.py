@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from worldsim_plugins.metrics.inquiry import Answers, Inquiry, Prefixes
+from worldsim_plugins.metrics.intervals import Interval, bootstrap
 from worldsim_plugins.metrics.myhill_nerode import (
     automaton_tree,
     first_rejected,
@@ -62,6 +63,7 @@ def boundary_tables(
     compression_both       [class]         the same in both directions
     distinction_precision  [class, class]  share of the model's boundary that is truly separating, 1 if empty
     distinction_recall     [class, class]  share of the true boundary that the model separates
+    distinction_precision_found  the same among the pairs that the model separates at all
     n_empty                [class, class]  share of pairs whose precision is the vacuous 1
     """
     size = transitions.shape[1]
@@ -74,6 +76,7 @@ def boundary_tables(
         "compression_precision": pairing.blocks((found == 0).double()).diagonal(),
         "compression_both": pairing.blocks(((found == 0) & (back == 0)).double()).diagonal(),
         "distinction_precision": pairing.blocks(precision.double()),
+        "distinction_precision_found": pairing.blocks(torch.where(found > 0, precision, torch.nan).double()),
         "distinction_recall": pairing.blocks(recalled.double()),
         "n_empty": pairing.blocks((found == 0).double()),
     }
@@ -168,7 +171,7 @@ def class_mean(prefixes: Prefixes, value: Tensor, number: int) -> Tensor:
 
 
 def headline(table: Tensor, multiplicity: Tensor | None = None) -> float:
-    """Mean of a block table over classes drawn uniformly (or ``multiplicity [class]`` times each).
+    """Mean of a block table over classes drawn uniformly (or by the weights ``multiplicity [class]``).
 
     Pairs of a class with itself are left out of tables of pairs; so are entries that are NaN. NaN when
     nothing is left.
@@ -185,19 +188,18 @@ def headline(table: Tensor, multiplicity: Tensor | None = None) -> float:
     return float((torch.where(torch.isfinite(table), table, 0.0) * share).sum() / share.sum())
 
 
-def cluster_interval(table: Tensor, resamples: int, generator: torch.Generator) -> tuple[float, float] | None:
+def class_interval(
+    table: Tensor, weights: Tensor | None, resamples: int, generator: torch.Generator
+) -> Interval | None:
     """95 % bootstrap interval of ``headline``: classes are drawn with replacement, with all their pairs."""
     number = table.shape[0]
     present = torch.isfinite(table).reshape(number, -1).any(1).nonzero()[:, 0]
-    drawn = present[torch.randint(len(present), (resamples, len(present)), generator=generator)]
-    values = torch.tensor(
-        [headline(table, torch.bincount(row, minlength=number)) for row in drawn], dtype=torch.float64
-    )
-    values = values[torch.isfinite(values)]
-    if not len(values):
-        return None
-    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return (low, high)
+    own = torch.ones(number) if weights is None else weights
+
+    def resampled(index: Tensor) -> dict[str, float]:
+        return {"": headline(table, own * torch.bincount(present[index], minlength=number))}
+
+    return bootstrap(resampled, len(present), resamples, generator)[""]
 
 
 def coherence_tables(

@@ -9,49 +9,39 @@ coherence, since a wrong but self-consistent world is coherent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
-from math import isnan
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
-from worldsim.protocols import HasAutomaton, HasEquivalentHistories, HasNextToken, Model, System
-from worldsim_plugins.metrics.automaton_coherence import cluster_interval, coherence_tables, headline
-from worldsim_plugins.metrics.continuous_coherence import Comparison, scores_of
-from worldsim_plugins.metrics.history_pairs import (
-    Futures,
-    Setting,
-    derangement,
-    divergence,
-    divergences,
-    paired_futures,
-    spread,
+from worldsim.protocols import (
+    HasActions,
+    HasAlikeHistories,
+    HasAutomaton,
+    HasEquivalentHistories,
+    HasNextToken,
+    Model,
+    System,
 )
-from worldsim_plugins.metrics.inquiry import inquire, mixed_length
+from worldsim_plugins.metrics.continuous_coherence import (
+    HIGHER,
+    Comparison,
+    again,
+    better,
+    comparisons,
+    distances,
+    scores_of,
+    threshold,
+)
+from worldsim_plugins.metrics.history_pairs import Answers, Setting, answers, couples, spread
 from worldsim_plugins.metrics.model_failure import ModelFailed
+from worldsim_plugins.metrics.observed import observer
+from worldsim_plugins.metrics.token_coherence import TokenSetting, over_tokens
 
-TOKEN_SCORES = (
-    "compression_precision",
-    "distinction_precision",
-    "distinction_recall",
-    "coherence_auc",
-    "fidelity",
-    "horizon_error",
-    "next_token_validity",
-)
-HISTORY_SCORES = (
-    "compression",
-    "distinction_precision",
-    "distinction_recall",
-    "coherence_auc",
-    "fidelity",
-    "horizon_error",
-)
-LOWER = ("fidelity", "horizon_error")
-DESCRIPTIONS = ("n_empty", "n_empty_mixed")
+SHUFFLED = "shuffled"
 
 
 class Coherence:
@@ -62,6 +52,7 @@ class Coherence:
     compression_precision  the model separates two prefixes of one state by no word of length <= horizon
     compression_both       the same in both directions
     distinction_precision  share of the words by which the model separates two states that truly do; 1 if none
+    distinction_precision_found  the same among the pairs that it separates at all
     distinction_recall     share of the words that truly separate two states by which the model does
     n_empty                share of distinct pairs whose precision is that vacuous 1
     coherence_auc          P(delta_E < delta_U) + 1/2 P(=), delta the total variation of the K-step laws
@@ -69,16 +60,18 @@ class Coherence:
     horizon_error          mean |log(k_m / k_W)|, k the first length at which a distinct pair separates
     next_token_validity    share of legal tokens among the most probable ones
 
-    with ``*_mixed`` for pairs of prefixes of different lengths and ``coverage`` for the share of states that
-    prefixes of this length reach. States are drawn uniformly, prefixes uniformly within a state.
+    with ``*_mixed`` for pairs of prefixes of different lengths, ``*_on_policy`` over states as the truth
+    visits them, ``*_legality`` of what the model takes to be legal apart from its policy (where it says so),
+    and ``coverage`` for the share of states that prefixes of this length reach. States are drawn uniformly,
+    prefixes uniformly within a state.
 
     Over continuous states (a system with equivalent histories): ``compression``, ``distinction_precision``,
     ``distinction_recall``, ``n_empty``, ``coherence_auc``, ``fidelity``, ``horizon_error``, their
     ``threshold``, and D(t) of every pair as ``divergence_equivalent`` and ``divergence_distinct``. Distances
     are in units of the truth's spread. Several kinds are pooled, and ``*_<kind>`` has each alone.
 
-    A system with neither, and a model over tokens without a law, raise NotMeasurable. A model that raises or
-    whose answers are not finite is counted in ``failed``, never dropped.
+    Raises ValueError on a system with neither, NotMeasurable for a model over tokens without a law. A model
+    that raises, or whose answers are not finite for any pair, is not measurable: no trial is dropped.
     """
 
     def __init__(
@@ -122,6 +115,25 @@ class Coherence:
             list[str] | None,
             Field(min_length=1, description="kinds of equivalent histories; all when left out"),
         ] = None,
+        distinct: Annotated[
+            list[str] | None,
+            Field(
+                min_length=1,
+                description="distinct pairs: shuffled (any two states), and kinds that the system builds "
+                "alike in what is seen last; shuffled when left out",
+            ),
+        ] = None,
+        observable: Annotated[
+            str | None,
+            Field(description="what is compared: a component or an observable; the state when left out"),
+        ] = None,
+        tests: Annotated[
+            int, Field(ge=1, le=1000, description="sequences of actions that each pair is tested under")
+        ] = 1,
+        divergence: Annotated[
+            Literal["auto", "nrmse", "energy", "sinkhorn"],
+            Field(description="between predictive laws; auto: nrmse for one draw, else energy"),
+        ] = "auto",
         resamples: Annotated[
             int, Field(ge=20, le=10_000, description="bootstrap resamples of the 95 % interval")
         ] = 200,
@@ -136,97 +148,91 @@ class Coherence:
         self.draws = draws
         self.resamples = resamples
         self.seed = seed
-        self.kinds = _known_kinds(system, kinds)
+        self.tests = tests
+        self.divergence = divergence
+        self.distinct = tuple(dict.fromkeys(distinct or [SHUFFLED]))
+        offered = system.history_kinds if isinstance(system, HasEquivalentHistories) else ()
+        self.kinds = _known("kinds", kinds or offered, offered, system)
+        if isinstance(system, HasAutomaton):
+            return
+        if not offered:
+            raise ValueError(
+                f"{type(system).__name__} is no automaton and builds no equivalent histories: there is "
+                "nothing that a model should treat alike; choose another metric, or a system that has them"
+            )
+        alike = system.alike_kinds if isinstance(system, HasAlikeHistories) else ()
+        _known("distinct", self.distinct, (SHUFFLED, *alike), system)
+        if tests > 1 and not isinstance(system, HasActions):
+            raise ValueError(f"tests: {type(system).__name__} takes no actions, so there is one test alone")
+        if divergence == "nrmse" and draws > 1:
+            raise ValueError("divergence: nrmse compares one draw; take energy or sinkhorn, or draws: 1")
+        self.observe = observer(system, observable)
 
     def score(self, truth: Trajectory, prediction: Trajectory, model: Model) -> Mapping[str, Score]:
         """The scores above; ``truth`` gives the time step and the spread, ``prediction`` is not looked at."""
-        setting = _setting(self, truth)
         if isinstance(self.system, HasAutomaton):
             if not isinstance(model, HasNextToken):
                 raise NotMeasurable(f"{type(model).__name__} gives no law of the next token (next_token)")
-            return self._over_tokens(self.system, model, setting)
-        if isinstance(self.system, HasEquivalentHistories) and self.kinds:
-            return self._over_histories(self.system, truth, model, setting)
-        raise NotMeasurable(
-            f"{type(self.system).__name__} is no automaton and builds no equivalent histories: "
-            f"there is nothing that the model should treat alike"
-        )
-
-    def _over_tokens(self, system: Any, model: HasNextToken, setting: Setting) -> Mapping[str, Score]:
-        table, initial = system.transitions(), system.initial
-        settings = {"horizon": self.horizon, "epsilon": self.epsilon, "pairs": self.pairs}
-        law = system.next_token if isinstance(system, HasNextToken) else None
-        ask = partial(inquire, table, initial, model.next_token, law, **settings)
-        longer = mixed_length(table, initial, self.horizon, self.prefix_length)
+            asked = (self.horizon, self.epsilon, self.prefix_length, self.pairs, self.resamples, self.seed)
+            return over_tokens(self.system, model, truth, TokenSetting(*asked))
+        setting = _setting(self, truth)
         try:
-            same = ask(length=self.prefix_length, generator=setting.generator(0))
-            mixed = None if longer is None else ask(length=longer, generator=setting.generator(1))
+            found, alike = self.ask(model, setting)
         except ModelFailed as error:
-            return _all_failed(TOKEN_SCORES, error, 1)
-        tables = coherence_tables(table, self.horizon, self.epsilon, same, mixed)
-        exact = same.prefixes.complete and (mixed is None or mixed.prefixes.complete)
-        n = len(same.prefixes.tokens)
-        scores = {name: self._token_score(name, tables[name], n, exact, setting) for name in sorted(tables)}
-        reached = same.prefixes.classes.unique().numel() / tables["coherence_auc"].shape[0]
-        return {**scores, "coverage": Score(reached, better="", n=n)}
+            nan, count = float("nan"), self.pairs * len(self.kinds)
+            names = (*HIGHER, "fidelity", "horizon_error")
+            return {
+                name: Score(nan, better=better(name), n=0, failed=count, reason=str(error)) for name in names
+            }
+        return self.compare(found, alike, spread(truth, self.observe), setting)
 
-    def _token_score(self, name: str, table: Tensor, n: int, exact: bool, setting: Setting) -> Score:
-        value, better = headline(table), _better(name)
-        if isnan(value):
-            reason = "no two prefixes of this length make such a pair; change prefix_length"
-            return Score(value, better=better, n=0, reason=reason)
-        floor = float(better == "higher") if better else None
-        interval = None if exact else cluster_interval(table, self.resamples, setting.generator(2))
-        return Score(value, better=better, floor=floor, interval=interval, n=n)
+    def ask(self, model: Model, setting: Setting) -> tuple[dict[str, Answers], dict[str, Answers]]:
+        """Futures after the pairs of each kind of equivalent and of alike histories."""
+        system, n, past = self.system, setting.pairs, setting.past()
+        found, alike = {}, {}
+        for stream, kind in enumerate(self.kinds):
+            pairs = system.equivalent_histories(kind, n, past, setting.generator(stream, 0))  # type: ignore[attr-defined]
+            found[kind] = answers(system, model, pairs, couples(n)[1], self.observe, stream, setting)
+        for stream, kind in enumerate((k for k in self.distinct if k != SHUFFLED), len(self.kinds)):
+            pairs = system.alike_histories(kind, n, past, setting.generator(stream, 0))  # type: ignore[attr-defined]
+            alike[kind] = answers(system, model, pairs, torch.arange(n), self.observe, stream, setting)
+        return found, alike
 
-    def _over_histories(
-        self, system: HasEquivalentHistories, truth: Trajectory, model: Model, setting: Setting
+    def compare(
+        self, found: dict[str, Answers], alike: dict[str, Answers], scale: Tensor, setting: Setting
     ) -> Mapping[str, Score]:
-        scale = spread(truth)
-        found: dict[str, tuple[Futures, Futures | None, Futures | None]] = {}
-        try:
-            for stream, kind in enumerate(self.kinds):
-                found[kind] = paired_futures(system, model, kind, stream, setting)
-        except ModelFailed as error:
-            return _all_failed(HISTORY_SCORES, error, self.pairs * len(self.kinds))
-        compare = partial(_compare, scale=scale, setting=setting)
-        parts = {kind: compare(guess, right) for kind, (guess, right, _) in found.items()}
-        ideal = {
-            kind: compare(again, right) for kind, (_, right, again) in found.items() if again is not None
-        }
-        labels = [kind for kind, part in parts.items() for _ in range(len(part.model.failed))]
-        score = partial(scores_of, epsilon=self.epsilon, resamples=self.resamples, setting=setting)
-        floor = Comparison.joined(list(ideal.values())) if ideal else None
-        scores = score(Comparison.joined(list(parts.values())), labels=labels, floor=floor)
-        for kind, part in parts.items() if len(parts) > 1 else ():
-            alone = score(part, labels=None, floor=ideal.get(kind))
-            scores |= {f"{name}_{kind}": one for name, one in alone.items()}
+        """All kinds together, and where there are several each kind alone."""
+
+        shuffled = SHUFFLED in self.distinct
+        parts = comparisons(found, alike, shuffled, scale, self.divergence)
+        ideal: Mapping[str, Comparison] = {}
+        if all(each.again is not None for each in (*found.values(), *alike.values())):
+            second = [{kind: again(each) for kind, each in which.items()} for which in (found, alike)]
+            ideal = comparisons(second[0], second[1], shuffled, scale, self.divergence)
+        same = [kind for kind, each in found.items() for _ in each.cluster]
+        other = [*(same if shuffled else []), *(kind for kind, each in alike.items() for _ in each.cluster)]
+        scores: dict[str, Score] = {}
+        for kind, part in parts.items():
+            if kind and len(parts) == 2:
+                break  # a single kind is all of them
+            eta = threshold(part.equivalent, self.epsilon, self.draws)
+            each = scores_of(part, ideal.get(kind), eta=eta, resamples=self.resamples, setting=setting)
+            each["threshold"] = Score(eta, better="", n=len(part.equivalent.cluster))
+            scores |= {f"{name}_{kind}" if kind else name: one for name, one in each.items()}
+        if not parts[""].failed:
+            scores |= distances(parts[""], setting, same, other)
         return scores
 
 
-def _compare(futures: Futures, right: Futures | None, *, scale: Tensor, setting: Setting) -> Comparison:
-    partner = derangement(len(futures.first), setting.generator(4))
-    model = divergences(futures, partner, scale)
-    if right is None:
-        return Comparison(model, None, None, None)
-    return Comparison(
-        model,
-        divergences(right, partner, scale),
-        divergence(futures.first, right.first, scale),
-        divergence(futures.first, right.second[partner], scale),
-    )
-
-
-def _known_kinds(system: System, kinds: list[str] | None) -> tuple[str, ...]:
-    """The kinds to score; ValueError names those that the system does not build."""
-    offered = system.history_kinds if isinstance(system, HasEquivalentHistories) else ()
-    unknown = [kind for kind in kinds or () if kind not in offered]
+def _known(key: str, names: Sequence[str], offered: Sequence[str], system: System) -> tuple[str, ...]:
+    """``names`` without repeats; ValueError tells those that the system does not build."""
+    unknown = [name for name in names if name not in offered]
     if unknown:
         allowed = ", ".join(offered) or "none on this system"
         raise ValueError(
-            f"kinds: {', '.join(unknown)} not built by {type(system).__name__}; allowed: {allowed}"
+            f"{key}: {', '.join(unknown)} not built by {type(system).__name__}; allowed: {allowed}"
         )
-    return tuple(dict.fromkeys(kinds)) if kinds else tuple(offered)
+    return tuple(dict.fromkeys(names))
 
 
 def _setting(metric: Coherence, truth: Trajectory) -> Setting:
@@ -234,19 +240,15 @@ def _setting(metric: Coherence, truth: Trajectory) -> Setting:
         raise NotMeasurable("the truth has a single frame, so there is no time step")
     step = float(truth.times[1] - truth.times[0])
     return Setting(
-        step, float(truth.times[0]), metric.history, metric.horizon, metric.pairs, metric.draws, metric.seed
+        step,
+        float(truth.times[0]),
+        metric.history,
+        metric.horizon,
+        metric.pairs,
+        metric.draws,
+        metric.tests,
+        metric.seed,
     )
-
-
-def _better(name: str) -> Literal["lower", "higher", ""]:
-    if name in DESCRIPTIONS:
-        return ""
-    return "lower" if name in LOWER else "higher"
-
-
-def _all_failed(names: tuple[str, ...], error: ModelFailed, count: int) -> Mapping[str, Score]:
-    nan = float("nan")
-    return {name: Score(nan, better=_better(name), n=0, failed=count, reason=str(error)) for name in names}
 
 
 @hookimpl

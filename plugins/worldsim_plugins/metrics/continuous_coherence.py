@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from worldsim import NotMeasurable, Score
-from worldsim_plugins.metrics.history_pairs import Divergences, Setting, ranking, separation
+from worldsim_plugins.metrics.divergences import divergence
+from worldsim_plugins.metrics.history_pairs import Answers, Futures, Setting, couples
+from worldsim_plugins.metrics.intervals import Interval, bootstrap, widened
 
 HIGHER = ("coherence_auc", "compression", "distinction_precision", "distinction_recall")
 NO_TRUTH = "the system cannot be restarted from a given state, so the truth's own futures are unknown"
@@ -19,59 +22,105 @@ NO_SEPARATION = "the model separates no distinct pair within the horizon"
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Distances of a model's futures, and where the truth can be restarted of its own.
+class Pairs:
+    """Distances D ``[pair, test, time]`` between the futures of pairs of histories.
 
-    own    D(t) ``[pair, time]`` of the model after row i's first history from the truth of that history
-    other  the same from the truth of the distinct partner's history
+    model, truth  within a pair, by the model and by the truth (None where that is not known)
+    own, other    of the model after the first history from the truth after the first, and after the second
+    failed        ``[pair]`` a future of the model is not finite
+    cluster       ``[pair]`` what is independent of the rest
     """
 
-    model: Divergences
-    truth: Divergences | None
+    model: Tensor
+    truth: Tensor | None
     own: Tensor | None
     other: Tensor | None
+    failed: Tensor
+    cluster: Tensor
 
     @staticmethod
-    def joined(parts: list[Comparison]) -> Comparison:
-        """The pairs of several kinds, one after the other."""
-        model = _joined([part.model for part in parts])
-        truth = [part.truth for part in parts if part.truth is not None]
-        own = [part.own for part in parts if part.own is not None]
-        other = [part.other for part in parts if part.other is not None]
-        if not truth:
-            return Comparison(model, None, None, None)
-        return Comparison(model, _joined(truth), torch.cat(own), torch.cat(other))
-
-    def rows(self, index: Tensor) -> Comparison:
-        """A bootstrap resample: pairs come with their distinct partner."""
-        return Comparison(
-            _rows(self.model, index),
-            None if self.truth is None else _rows(self.truth, index),
-            None if self.own is None else self.own[index],
-            None if self.other is None else self.other[index],
-        )
+    def joined(parts: list[Pairs]) -> Pairs:
+        """The pairs of several kinds, one after the other; kinds are independent."""
+        firsts, count = [], 0
+        for part in parts:
+            firsts.append(count)
+            count += int(part.cluster.max()) + 1
+        cluster = torch.cat([part.cluster + first for part, first in zip(parts, firsts)])
+        fields = [[getattr(p, name) for p in parts] for name in ("model", "truth", "own", "other", "failed")]
+        return Pairs(*(None if any(f is None for f in each) else torch.cat(each) for each in fields), cluster)  # type: ignore[misc]
 
 
-def _joined(parts: list[Divergences]) -> Divergences:
-    return Divergences(
-        *(torch.cat([getattr(p, name) for p in parts]) for name in Divergences.__annotations__)
+def compared(futures: Answers, scale: Tensor, kind: str, partner: Tensor | None = None) -> Pairs:
+    """Distances within pairs, or where ``partner`` is given of row i's first history from row partner[i]'s
+    second."""
+    model, truth = _partnered(futures.model, partner), futures.truth
+    failed = futures.model.failed()
+    failed = failed if partner is None else failed | failed[partner]
+    found = divergence(model.first, model.second, scale, kind)
+    if truth is None:
+        return Pairs(found, None, None, None, failed, futures.cluster)
+    right = _partnered(truth, partner)
+    near, far = (divergence(model.first, each, scale, kind) for each in (right.first, right.second))
+    return Pairs(
+        found, divergence(right.first, right.second, scale, kind), near, far, failed, futures.cluster
     )
 
 
-def _rows(part: Divergences, index: Tensor) -> Divergences:
-    return Divergences(part.equivalent[index], part.distinct[index], part.failed[index])
+def _partnered(futures: Futures, partner: Tensor | None) -> Futures:
+    return futures if partner is None else Futures(futures.first, futures.second[partner])
 
 
-def threshold(comparison: Comparison, epsilon: float, draws: int) -> float:
+@dataclass(frozen=True)
+class Comparison:
+    """Equivalent pairs against distinct ones. Where ``shared``, the first distinct pairs are couples of the
+    equivalent ones' states, row by row in the same clusters."""
+
+    equivalent: Pairs
+    distinct: Pairs
+    shared: bool
+
+    @property
+    def failed(self) -> int:
+        """How many of the pairs have a future that is not finite."""
+        built = self.distinct.failed[len(self.equivalent.failed) if self.shared else 0 :]
+        return int(self.equivalent.failed.sum()) + int(built.sum())
+
+
+def comparisons(
+    found: Mapping[str, Answers], alike: Mapping[str, Answers], shuffled: bool, scale: Tensor, kind: str
+) -> dict[str, Comparison]:
+    """By kind, "" for all of them: every kind of equivalent pairs against the distinct ones (its own, where
+    they are ``shuffled``), and all equivalent pairs against every kind built alike."""
+    same = {name: compared(each, scale, kind) for name, each in found.items()}
+    built = {name: compared(each, scale, kind) for name, each in alike.items()}
+    drawn = {}
+    if shuffled:
+        partner = {name: couples(len(each.cluster))[0] for name, each in found.items()}
+        drawn = {name: compared(each, scale, kind, partner[name]) for name, each in found.items()}
+    every = Pairs.joined([*drawn.values(), *built.values()])
+    everyone = Pairs.joined(list(same.values()))
+    return {
+        "": Comparison(everyone, every, shuffled),
+        **{name: Comparison(each, drawn.get(name, every), shuffled) for name, each in same.items()},
+        **{name: Comparison(everyone, each, False) for name, each in built.items()},
+    }
+
+
+def again(answers: Answers) -> Answers:
+    """The truth's second answer as if a model had given it: what is scored then is the floor."""
+    return answers if answers.again is None else replace(answers, model=answers.again)
+
+
+def threshold(equivalent: Pairs, epsilon: float, draws: int) -> float:
     """``epsilon``; for stochastic predictions at least the 95 % quantile, over pairs, of the largest distance
     between two independent sets of the truth's own draws from one state.
 
     Raises NotMeasurable where a single draw cannot tell such a distance from a difference between laws: the
     truth would then seem incoherent, and whoever forecasts one future for ever coherent.
     """
-    if comparison.truth is None:
+    if equivalent.truth is None:
         return epsilon
-    own = float(comparison.truth.equivalent.amax(1).quantile(0.95))
+    own = float(largest(equivalent.truth).quantile(0.95))
     if draws == 1 and own > epsilon:
         raise NotMeasurable(
             f"two of the truth's own futures from one state are {own:.3g} apart, over epsilon = {epsilon:g}; "
@@ -80,119 +129,171 @@ def threshold(comparison: Comparison, epsilon: float, draws: int) -> float:
     return max(epsilon, own)
 
 
-def measures(comparison: Comparison, eta: float) -> dict[str, float]:
-    """All scores at the threshold ``eta``; NaN where one is not measurable.
+def largest(distances: Tensor) -> Tensor:
+    """delta ``[pair]``: the largest of ``[pair, test, time]``."""
+    return distances.flatten(1).amax(1)
 
-    compression            share of equivalent pairs never further apart than eta
-    distinction_recall     of the distinct pairs that truly separate, the share that the model has apart at
-                           the frame where they first do, and nearer to its own truth than to the other's
-    distinction_precision  of those that the model separates, the share truly apart where it first does
-    n_empty                share of distinct pairs that the model never separates
-    fidelity               mean distance of the model from the truth, over pairs and frames
-    horizon_error          mean |log(k_m / k_W)| over distinct pairs, k the first frame apart
-    coherence_auc          P(delta_E < delta_U) + 1/2 P(=), delta the largest distance over the frames
+
+def separation(distances: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+    """First frame ``[...]`` at which ``distances [..., time]`` exceed ``eta``, counted from 1 (one past the
+    last where they never do), and whether they ever do."""
+    over = distances > eta
+    ever = over.any(-1)
+    return torch.where(ever, over.double().argmax(-1) + 1, distances.shape[-1] + 1), ever
+
+
+def ranking(
+    equivalent: Tensor, distinct: Tensor, own: Tensor | None = None, other: Tensor | None = None
+) -> float:
+    """P(E < U) + 1/2 P(E = U) over all pairs of entries of ``equivalent [n]`` and ``distinct [m]``, which
+    count ``own [n]`` and ``other [m]`` times."""
+    order = equivalent.argsort()
+    low, high = equivalent[order].round(decimals=12), distinct.round(decimals=12)
+    own = torch.ones_like(low) if own is None else own[order]
+    other = torch.ones_like(high) if other is None else other
+    total = torch.cat([torch.zeros_like(own[:1]), own.cumsum(0)])
+    rank = total[torch.searchsorted(low, high)] + total[torch.searchsorted(low, high, right=True)]
+    return float((other * rank).sum() / (2 * total[-1] * other.sum()))
+
+
+def outcomes(pairs: Pairs, eta: float) -> dict[str, Tensor]:
+    """What distinct pairs say at the threshold ``eta``, ``[pair]``; NaN where a pair says nothing.
+
+    distinction_recall     of the tests that truly separate the pair, the share under which the model has it
+                           apart at the frame where they first do, and nearer to its own truth
+    distinction_precision  of the tests that separate it by the model, the share truly apart there
+    n_empty                1 where the model never separates it
+    fidelity               mean distance of the model from the truth, over tests and frames
+    horizon_error          mean |log(k_m / k_W)| over tests, k the first frame apart
     """
-    model, truth = comparison.model, comparison.truth
-    k_model, apart = separation(model.distinct, eta)
-    values = {
-        "coherence_auc": ranking(model.equivalent.amax(1), model.distinct.amax(1)),
-        "compression": float((model.equivalent.amax(1) <= eta).double().mean()),
-        "n_empty": float((~apart).double().mean()),
+    k_model, apart = separation(pairs.model, eta)
+    found = {"n_empty": (~apart.any(1)).double()}
+    if pairs.truth is None or pairs.own is None or pairs.other is None:
+        return found
+    k_world, truly = separation(pairs.truth, eta)
+
+    def at(distances: Tensor, k: Tensor) -> Tensor:
+        return distances.gather(2, (k - 1).clamp(max=distances.shape[2] - 1)[..., None])[..., 0]
+
+    right = (at(pairs.model, k_world) > eta) & (at(pairs.own, k_world) < at(pairs.other, k_world))
+    real = at(pairs.truth, k_model) > eta
+    return found | {
+        "distinction_recall": (right & truly).sum(1) / truly.sum(1).double(),
+        "distinction_precision": (real & apart).sum(1) / apart.sum(1).double(),
+        "fidelity": pairs.own.mean((1, 2)),
+        "horizon_error": (k_model / k_world.double()).log().abs().mean(1),
     }
-    if truth is None or comparison.own is None or comparison.other is None:
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What every pair says at one threshold: delta of the equivalent and of the distinct ones ``[pair]``, and
+    the ``outcomes`` of the distinct ones."""
+
+    near: Tensor
+    far: Tensor
+    said: dict[str, Tensor]
+    eta: float
+
+    @staticmethod
+    def of(comparison: Comparison, eta: float) -> Facts:
+        same, other = comparison.equivalent, comparison.distinct
+        return Facts(largest(same.model), largest(other.model), outcomes(other, eta), eta)
+
+    def measures(self, same: Tensor | None = None, other: Tensor | None = None) -> dict[str, float]:
+        """All scores; NaN where one is not measurable. ``same`` and ``other`` say how often each pair counts.
+
+        compression    share of equivalent pairs never further apart than eta under any test
+        coherence_auc  P(delta_E < delta_U) + 1/2 P(=), delta the largest distance over tests and frames
+        and the means of ``outcomes``.
+        """
+        same = torch.ones_like(self.near) if same is None else same
+        other = torch.ones_like(self.far) if other is None else other
+        values = {
+            "coherence_auc": ranking(self.near, self.far, same, other),
+            "compression": float((same * (self.near <= self.eta)).sum() / same.sum()),
+        }
+        for name, each in self.said.items():
+            counted = ~torch.isnan(each)
+            values[name] = float((other * each)[counted].sum() / other[counted].sum())
         return values
-    k_world, truly = separation(truth.distinct, eta)
-    row = torch.arange(len(truly))[truly]
-    at = k_world[truly] - 1
-    right = (model.distinct[row, at] > eta) & (comparison.own[row, at] < comparison.other[row, at])
-    found = truth.distinct[apart, k_model[apart] - 1] > eta
-    return values | {
-        "distinction_recall": float(right.double().mean()),
-        "distinction_precision": float(found.double().mean()),
-        "fidelity": float(comparison.own.mean()),
-        "horizon_error": float((k_model.double() / k_world).log().abs().mean()),
-    }
 
 
 def scores_of(
-    comparison: Comparison,
-    *,
-    epsilon: float,
-    resamples: int,
-    setting: Setting,
-    labels: list[str] | None,
-    floor: Comparison | None,
+    comparison: Comparison, floor: Comparison | None, *, eta: float, resamples: int, setting: Setting
 ) -> dict[str, Score]:
     """Every measure as a Score: its floor is what ``floor`` scores, an independent truth in the place of the
-    model; its interval is a bootstrap over pairs.
+    model; its interval is a bootstrap over clusters of pairs.
 
-    ``labels`` are the kinds of the pairs: with them the distances themselves are reported as well.
+    With a model that failed on any pair nothing is measurable.
     """
-    eta = threshold(comparison, epsilon, setting.draws)
-    values = measures(comparison, eta)
-    floors = {} if floor is None else measures(floor, eta)
-    intervals = _intervals(comparison, lambda part: measures(part, eta), resamples, setting.generator(5))
-    n, failed = len(comparison.model.failed), int(comparison.model.failed.sum())
+    n, failed = len(comparison.equivalent.failed), comparison.failed
+    if failed:
+        reason = f"{failed} of {n} pairs have futures that are not finite; a trial is never dropped"
+        nothing = dict.fromkeys((*HIGHER, "fidelity", "horizon_error"), reason)
+        return {name: _unmeasured(name, why, n, failed) for name, why in nothing.items()}
+    facts = Facts.of(comparison, eta)
+    values = facts.measures()
+    floors = {} if floor is None else Facts.of(floor, eta).measures()
+    intervals = intervals_of(facts, comparison, resamples, setting.generator(5))
     scores = {
-        name: Score(
-            value,
-            better="higher" if name in HIGHER else "" if name == "n_empty" else "lower",
-            floor=floors.get(name),
-            interval=intervals[name],
-            n=n,
-            failed=failed,
-        )
+        name: Score(value, better=better(name), floor=floors.get(name), interval=intervals[name], n=n)
         for name, value in values.items()
+        if isfinite(value)
     }
-    scores |= _unmeasured(values, n, failed)
-    scores["threshold"] = Score(eta, better="", n=n)
-    return scores if labels is None else scores | _distances(comparison, setting, labels)
+    reasons = {"distinction_recall": NO_BOUNDARY, "distinction_precision": NO_SEPARATION}
+    for name in ("distinction_recall", "distinction_precision", "fidelity", "horizon_error"):
+        if name not in scores:
+            scores[name] = _unmeasured(name, reasons[name] if name in values else NO_TRUTH, n, 0)
+    return scores
 
 
-def _unmeasured(values: dict[str, float], n: int, failed: int) -> dict[str, Score]:
-    reasons = {
-        "distinction_recall": NO_BOUNDARY,
-        "distinction_precision": NO_SEPARATION,
-        "fidelity": f"{failed} of {n} futures were not finite",
-        "horizon_error": NO_TRUTH,
-    }
+def intervals_of(
+    facts: Facts, comparison: Comparison, resamples: int, generator: torch.Generator
+) -> dict[str, Interval | None]:
+    """Clusters are drawn with replacement, each with all its pairs. A comparison of an equivalent pair with a
+    distinct one takes two clusters."""
+    same, other = comparison.equivalent.cluster, comparison.distinct.cluster
+    first = int(same.max()) + 1
+    other = other if comparison.shared else other + first
+    count = max(first, int(other.max()) + 1)
+
+    def resampled(index: Tensor) -> dict[str, float]:
+        times = torch.bincount(index, minlength=count).double()
+        return facts.measures(times[same], times[other])
+
+    found = bootstrap(resampled, count, resamples, generator)
+    trials = {"coherence_auc": count // 2, "compression": first}
+    distinct, values = len(other.unique()), facts.measures()
     return {
-        name: Score(
-            float("nan"),
-            better="higher" if name in HIGHER else "lower",
-            n=n,
-            failed=failed,
-            reason=reason if name in values else NO_TRUTH,
+        name: widened(values[name], interval, trials.get(name, distinct))
+        if name in (*HIGHER, "n_empty")
+        else interval
+        for name, interval in found.items()
+    }
+
+
+def better(name: str) -> Literal["lower", "higher", ""]:
+    return "higher" if name in HIGHER else "" if name == "n_empty" else "lower"
+
+
+def _unmeasured(name: str, reason: str, n: int, failed: int) -> Score:
+    return Score(float("nan"), better=better(name), n=n, failed=failed, reason=reason)
+
+
+def distances(
+    comparison: Comparison, setting: Setting, same: list[str], other: list[str]
+) -> dict[str, Score]:
+    """D(t) of every pair, the largest over tests; ``same`` and ``other`` are the kinds of the pairs."""
+    frames = (setting.step * torch.arange(1, setting.horizon + 1, dtype=torch.float64)).tolist()
+    found = {"equivalent": (comparison.equivalent, same), "distinct": (comparison.distinct, other)}
+    return {
+        f"divergence_{which}": Score(
+            pairs.model.amax(1).numpy(),
+            dims=("pair", "time"),
+            better="",
+            n=len(kinds),
+            coords={"pair": kinds, "time": frames},
         )
-        for name, reason in reasons.items()
-        if not isfinite(values.get(name, float("nan")))
-    }
-
-
-def _intervals(
-    comparison: Comparison,
-    measure: Callable[[Comparison], dict[str, float]],
-    resamples: int,
-    generator: torch.Generator,
-) -> dict[str, tuple[float, float] | None]:
-    n = len(comparison.model.failed)
-    drawn = torch.randint(n, (resamples, n), generator=generator)
-    sample = [measure(comparison.rows(index)) for index in drawn]
-    level = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    intervals: dict[str, tuple[float, float] | None] = {}
-    for name in sample[0]:
-        values = torch.tensor([one[name] for one in sample], dtype=torch.float64)
-        values = values[torch.isfinite(values)]
-        low, high = values.quantile(level).tolist() if len(values) else (0.0, 0.0)
-        intervals[name] = (low, high) if len(values) else None
-    return intervals
-
-
-def _distances(comparison: Comparison, setting: Setting, labels: list[str]) -> dict[str, Score]:
-    frames = setting.step * torch.arange(1, setting.horizon + 1, dtype=torch.float64)
-    coords = {"pair": labels, "time": frames.tolist()}
-    array = Score(0.0, dims=("pair", "time"), better="", n=len(labels), coords=coords)
-    return {
-        "divergence_equivalent": replace(array, value=comparison.model.equivalent.numpy()),
-        "divergence_distinct": replace(array, value=comparison.model.distinct.numpy()),
+        for which, (pairs, kinds) in found.items()
     }

@@ -1,13 +1,9 @@
-"""How far apart a model's predictions are after two histories: Myhill-Nerode coherence over states.
+"""Pairs of histories, and what a model and the truth say happens after them.
 
-Equivalent pairs are different histories of one state, built exactly by the system; distinct pairs take the
-first history of one such pair and the second of another. A prediction is a set of draws of the future, and
-the tests are the frames after the last given one:
-
-    deterministic (one draw)   D(t) = sqrt(mean_c ((x_c - y_c) / s_c)^2), s_c the spread of the truth
-    stochastic                 D(t) = sqrt(2 E|X - Y| - E|X - X'| - E|Y - Y'|), |.| the same norm
-
-the second being the energy distance (Szekely and Rizzo 2013), all pairs of draws counted.
+Equivalent pairs are different histories of one state, built exactly by the system. Distinct pairs take the
+first history of one such pair and the second of another, two by two (``shuffled``), so that couples of states
+are independent of one another; or the system builds them alike in what is seen last (equal position, another
+velocity). The tests are the frames after the last given one, under each of a few sequences of actions.
 """
 
 from __future__ import annotations
@@ -20,17 +16,17 @@ import torch
 from torch import Tensor
 
 from worldsim import NotMeasurable, Trajectory
-from worldsim.protocols import HasActions, HasEquivalentHistories, Model, Restartable
+from worldsim.protocols import HasActions, HasForecast, HistoryPairs, Model, Restartable, System
 from worldsim_plugins.metrics.comparison import within
+from worldsim_plugins.metrics.divergences import EXACT
 from worldsim_plugins.metrics.model_failure import blaming_the_model
-
-EXACT = 1e-12  # distances are compared after rounding here, so that equal predictions tie
+from worldsim_plugins.metrics.observed import Observe
 
 
 @dataclass(frozen=True)
 class Futures:
-    """Futures ``[pair, draw, time, *state]`` after both histories of each pair, aligned to the first's frame,
-    frame 0 left out."""
+    """Futures ``[pair, test, draw, time, feature]`` after both histories of each pair, in the first's frame,
+    the last given frame left out."""
 
     first: Tensor
     second: Tensor
@@ -42,8 +38,19 @@ class Futures:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """Futures by a model, and by the truth where it knows them, twice and independently: once to compare
+    with, once in the place of a model. ``cluster [pair]`` numbers what is independent of the rest."""
+
+    model: Futures
+    truth: Futures | None
+    again: Futures | None
+    cluster: Tensor
+
+
+@dataclass(frozen=True)
 class Setting:
-    """What pairs of histories are rolled out over: grid, draws, and the seed of every random number."""
+    """What pairs of histories are rolled out over: grid, draws, tests, and the seed of all chance."""
 
     step: float
     origin: float
@@ -51,6 +58,7 @@ class Setting:
     horizon: int
     pairs: int
     draws: int
+    tests: int
     seed: int
 
     def generator(self, *stream: int) -> torch.Generator:
@@ -65,112 +73,74 @@ class Setting:
         return last + self.step * torch.arange(self.horizon + 1, dtype=torch.float64)
 
 
-def paired_futures(
-    system: HasEquivalentHistories, model: Model, kind: str, stream: int, setting: Setting
-) -> tuple[Futures, Futures | None, Futures | None]:
-    """The model's futures of ``setting.pairs`` pairs of ``kind``, and where the truth can be restarted its
-    own, twice and independently: once to compare with, once in the place of a model.
+def couples(n: int) -> tuple[Tensor, Tensor]:
+    """The partner of each of ``n`` >= 2 rows, ``[n]``, and the couple it belongs to, ``[n]``: neighbours
+    partner each other; the last three of an odd number go round."""
+    index = torch.arange(n)
+    partner, couple = index ^ 1, index // 2
+    if n % 2:
+        partner[-3:], couple[-3:] = torch.tensor([n - 2, n - 1, n - 3]), (n - 3) // 2
+    return partner, couple
+
+
+def answers(
+    system: System,
+    model: Model,
+    pairs: HistoryPairs,
+    cluster: Tensor,
+    observe: Observe,
+    stream: int,
+    setting: Setting,
+) -> Answers:
+    """Roll model and truth out after both histories of ``pairs``.
 
     The two histories of a pair get independent random numbers: with common ones a model that ignores its
-    context would look coherent. Both get the same actions. Raises ModelFailed when the model does.
+    context would look coherent. Rows of one cluster get the same actions: under different ones even a model
+    that knows nothing would tell them apart. Raises ModelFailed when the model does.
     """
-    pairs = system.equivalent_histories(kind, setting.pairs, setting.past(), setting.generator(stream, 0))
-    times = setting.future(float(pairs.first.times[-1]))
+    times, count, tests = setting.future(float(pairs.first.times[-1])), len(pairs.first), setting.tests
+    row = torch.arange(count).repeat_interleave(tests)
     actions = None
     if isinstance(system, HasActions):
-        actions = system.sample_actions(len(pairs.first), times, setting.generator(stream, 1))
+        each = system.sample_actions((int(cluster.max()) + 1) * tests, times, setting.generator(stream, 1))
+        actions = each[(cluster[:, None] * tests + torch.arange(tests)).flatten()]
 
     def predict(history: Trajectory, number: int) -> Tensor:
         with blaming_the_model():
-            out = model.rollout(history, times, actions, setting.draws, setting.generator(stream, 2, number))
-        return out.states[:, :, 1:].detach().double().cpu()
+            rng = setting.generator(stream, 2, number)
+            out = model.rollout(history.rows(row), times, actions, setting.draws, rng)
+        return out.states.detach().double().cpu()
 
     def happen(history: Trajectory, number: int) -> Tensor:
-        rows = history.states[:, 0, -1].repeat_interleave(setting.draws, 0)
+        rng = setting.generator(stream, 3, number)
+        if isinstance(system, HasForecast):
+            return system.forecast(history.rows(row), times, actions, setting.draws, rng).states.double()
+        rows = history.states[row, 0, -1].repeat_interleave(setting.draws, 0)
         acts = None if actions is None else actions.repeat_interleave(setting.draws, 0)
         start = system.restart(rows)  # type: ignore[attr-defined]
-        out = system.simulate(start, times - times[0], acts, setting.generator(stream, 3, number))
-        return out.states.reshape(len(history), setting.draws, *out.states.shape[2:])[:, :, 1:].double()
+        out = system.simulate(start, times - times[0], acts, rng)
+        return out.states.reshape(len(row), setting.draws, *out.states.shape[2:]).double()
+
+    def seen(states: Tensor) -> Tensor:
+        found = observe(states[:, :, 1:])
+        return found.reshape(count, tests, *found.shape[1:])
 
     def after(one: Callable[[Trajectory, int], Tensor], number: int = 0) -> Futures:
-        return Futures(one(pairs.first, number), pairs.align(one(pairs.second, number + 1)))
+        return Futures(seen(one(pairs.first, number)), seen(pairs.align(one(pairs.second, number + 1))))
 
-    if not isinstance(system, Restartable):
-        return after(predict), None, None
-    return after(predict), after(happen), after(happen, 2)
+    if not isinstance(system, (Restartable, HasForecast)):
+        return Answers(after(predict), None, None, cluster)
+    return Answers(after(predict), after(happen), after(happen, 2), cluster)
 
 
-def spread(truth: Trajectory) -> Tensor:
-    """Standard deviation of each component over all of the truth, ``[*state]`` float64; 1 where it is only
+def spread(truth: Trajectory, observe: Observe) -> Tensor:
+    """Standard deviation of each feature over all of the truth, ``[feature]`` float64; 1 where it is only
     rounding.
 
     Raises NotMeasurable when the truth has fewer than two frames.
     """
-    flat = truth.states[:, 0][within(truth)].double()
+    flat = observe(truth.states.double())[:, 0][within(truth)]
     if len(flat) < 2:
         raise NotMeasurable("the truth has fewer than two frames, so distances have no scale")
     deviation = flat.std(0, correction=0)
     return torch.where(deviation > EXACT * flat.abs().amax(0), deviation, torch.ones_like(deviation))
-
-
-def divergence(first: Tensor, second: Tensor, scale: Tensor) -> Tensor:
-    """D(t), ``[pair, time]``, of futures ``[pair, draw, time, *state]``; +inf where one is not finite."""
-    x, y = ((future / scale).reshape(*future.shape[:3], -1).transpose(1, 2) for future in (first, second))
-    if x.shape[2] == y.shape[2] == 1:
-        distance = (x - y).square().mean(-1)[..., 0].sqrt()
-    else:
-        distance = _energy_distance(x, y) / x.shape[-1] ** 0.25
-    distance = torch.where(torch.isfinite(distance), distance, torch.inf)
-    return torch.where(distance < EXACT, 0.0, distance)
-
-
-def _energy_distance(x: Tensor, y: Tensor) -> Tensor:
-    """``[...]`` from samples ``[..., draw, feature]``, Euclidean norm."""
-
-    def mean_distance(a: Tensor, b: Tensor) -> Tensor:
-        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").mean((-1, -2))
-
-    return (2 * mean_distance(x, y) - mean_distance(x, x) - mean_distance(y, y)).clamp(min=0).sqrt()
-
-
-def derangement(n: int, generator: torch.Generator) -> Tensor:
-    """A random permutation ``[n]`` without a fixed point: one cycle through all rows. ``n`` >= 2."""
-    order = torch.randperm(n, generator=generator)
-    partner = torch.empty_like(order)
-    partner[order] = order.roll(-1)
-    return partner
-
-
-@dataclass(frozen=True)
-class Divergences:
-    """D(t) ``[pair, time]`` of equivalent and of distinct pairs; a pair whose future is not finite counts as
-    wrong both ways: +inf where equivalent, 0 where distinct."""
-
-    equivalent: Tensor
-    distinct: Tensor
-    failed: Tensor
-
-
-def divergences(futures: Futures, partner: Tensor, scale: Tensor) -> Divergences:
-    """Distances within pairs, and of row i's first from row ``partner[i]``'s second."""
-    failed = futures.failed()
-    equivalent = divergence(futures.first, futures.second, scale)
-    distinct = divergence(futures.first, futures.second[partner], scale)
-    equivalent = torch.where(failed[:, None], torch.inf, equivalent)
-    distinct = torch.where((failed | failed[partner])[:, None], 0.0, distinct)
-    return Divergences(equivalent, distinct, failed)
-
-
-def ranking(equivalent: Tensor, distinct: Tensor) -> float:
-    """P(E < U) + 1/2 P(E = U) over all pairs of entries of ``equivalent [n]`` and ``distinct [m]``."""
-    low, high = equivalent.round(decimals=12).sort().values, distinct.round(decimals=12)
-    rank = torch.searchsorted(low, high) + torch.searchsorted(low, high, right=True)
-    return float(rank.double().mean() / (2 * len(low)))
-
-
-def separation(distances: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """First frame ``[pair]`` at which ``distances [pair, time]`` exceed ``threshold``, counted from 1 (one
-    past the last where they never do), and whether they ever do."""
-    over = distances > threshold
-    ever = over.any(1)
-    return torch.where(ever, over.double().argmax(1) + 1, distances.shape[1] + 1), ever

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worldsim import NotMeasurable
 from worldsim_plugins.metrics.model_failure import blaming_the_model
 from worldsim_plugins.metrics.myhill_nerode import (
     NextToken,
@@ -74,6 +75,12 @@ def answers(next_token: NextToken, prefixes: Prefixes, size: int, horizon: int, 
     return Answers(language(tree, epsilon), step_laws(tree), tree[0][:, 0])
 
 
+def forced(legality: NextToken, size: int) -> NextToken:
+    """The law of a walk whose tokens are forced, each as likely, and which stops at the first that is
+    refused: what a model takes to be possible, apart from what its policy prefers."""
+    return lambda tokens: legality(tokens).double() / size
+
+
 @dataclass(frozen=True)
 class Inquiry:
     """One set of prefixes, with what the model and (where it has a law) the truth say after them."""
@@ -97,14 +104,14 @@ def inquire(
 ) -> Inquiry:
     """Gather prefixes of ``length`` and ask.
 
-    Raises ValueError when there are too many words to enumerate, ModelFailed when the model fails.
+    Raises NotMeasurable when there are too many words to enumerate, ModelFailed when the model fails.
     """
     size = transitions.shape[1]
     prefixes = gather_prefixes(transitions, initial, horizon, length, pairs, generator)
     if size**horizon > 1e6 or len(prefixes.tokens) * size**horizon > 3e7:
-        raise ValueError(
+        raise NotMeasurable(
             f"{len(prefixes.tokens)} prefixes x {size}^{horizon} words are too many to enumerate "
-            f"(a million words, thirty million in all): reduce horizon or pairs"
+            f"(a million words, thirty million in all): reduce horizon or pairs, or use sampled_coherence"
         )
     right = None if truth is None else answers(truth, prefixes, size, horizon, epsilon)
     with blaming_the_model():

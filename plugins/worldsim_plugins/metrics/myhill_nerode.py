@@ -18,18 +18,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from worldsim_plugins.metrics.minimisation import minimal_classes
+
 NextToken = Callable[[Tensor], Tensor]
 
 
 def nerode_classes(transitions: Tensor, depth: int | None = None) -> Tensor:
     """Class of each state, ``[state]`` int64: two states share one when the same words are valid from both.
 
-    Partition refinement (Moore 1956). With ``depth`` only words of at most that length are compared.
-    ``transitions`` is ``[state, token]``, -1 where the token is illegal.
+    With ``depth`` only words of at most that length are compared, by as many rounds of Moore's (1956)
+    refinement. ``transitions`` is ``[state, token]``, -1 where the token is illegal.
     """
+    if depth is None:
+        return minimal_classes(transitions)
     classes = torch.zeros(len(transitions), dtype=torch.int64)
-    rounds = len(transitions) if depth is None else depth
-    for _ in range(rounds):
+    for _ in range(depth):
         after = torch.where(transitions < 0, -1, classes[transitions.clamp(min=0)])
         signature = torch.cat([classes[:, None], after], 1)
         finer = signature.unique(dim=0, return_inverse=True)[1]
@@ -109,11 +112,71 @@ def first_rejected(languages: Tensor, size: int) -> Tensor:
     return interior_parent(languages, size) & ~languages
 
 
-def boundary_sizes(transitions: Tensor, horizon: int) -> Tensor:
-    """|MNB(i, j)| over words of length <= ``horizon``, ``[state, state]`` int64."""
-    tree = automaton_tree(transitions, torch.arange(len(transitions)), horizon)
-    valid = language(tree)
-    return (valid.double() @ first_rejected(valid, transitions.shape[1]).double().T).long()
+def boundary_sizes(transitions: Tensor, horizon: int, tokens: Tensor | None = None) -> Tensor:
+    """|MNB(i, j)| among words of each length k = 1 .. K, ``[k, state, state]`` float64, without listing any:
+
+        |MNB_1(i, j)| = #{a legal at i, not at j},   |MNB_k(i, j)| = sum_a |MNB_{k-1}(i a, j a)|
+
+    over the tokens a legal at both. ``tokens`` ``[token]`` bool, where given, are those words are made of.
+    """
+    legal = _legal(transitions, tokens)
+    first = (legal.double() @ (transitions < 0).double().T)[None]
+    return _longer(transitions, legal, first, horizon)
+
+
+def interior_sizes(transitions: Tensor, horizon: int) -> Tensor:
+    """How many words of each length k = 1 .. K are valid from both states, ``[k, state, state]`` float64."""
+    legal = _legal(transitions, None)
+    first = (legal.double() @ legal.double().T)[None]
+    return _longer(transitions, legal, first, horizon)
+
+
+def _legal(transitions: Tensor, tokens: Tensor | None) -> Tensor:
+    legal = transitions >= 0
+    return legal if tokens is None else legal & tokens
+
+
+def _longer(transitions: Tensor, legal: Tensor, first: Tensor, horizon: int) -> Tensor:
+    """``first [1, state, state]`` counts one-token words; longer ones begin with a token legal at both."""
+    sizes = list(first)
+    for _ in range(horizon - 1):
+        size = torch.zeros_like(sizes[0])
+        for token in legal.any(0).nonzero()[:, 0]:
+            here = legal[:, token].nonzero()[:, 0]
+            there = transitions[here, token]
+            size[here[:, None], here] += sizes[-1][there[:, None], there]
+        sizes.append(size)
+    return torch.stack(sizes)
+
+
+def boundary_words(
+    transitions: Tensor,
+    first: Tensor,
+    second: Tensor,
+    horizon: int,
+    tokens: Tensor | None = None,
+    most: int = 1_000_000,
+) -> tuple[Tensor, Tensor]:
+    """The words of MNB(first, second) for pairs of states ``[pair]``: whose each is, ``[word]``, and the
+    words ``[word, horizon]``, -1 after their end.
+
+    Raises ValueError where more than ``most`` words would have to be followed at once.
+    """
+    legal, pair = _legal(transitions, tokens), torch.arange(len(first))
+    begun = torch.full((len(first), horizon), -1)
+    owners, found = [], []
+    for depth in range(horizon):
+        if int(legal[first].sum()) > most:
+            raise ValueError(f"over {most:,} words to follow: ask for a shorter boundary, or for fewer pairs")
+        row, token = torch.nonzero(legal[first], as_tuple=True)
+        words, pair = begun[row], pair[row]
+        words[:, depth] = token
+        first, second = transitions[first[row], token], transitions[second[row], token]
+        minimal = second < 0
+        owners.append(pair[minimal])
+        found.append(words[minimal])
+        begun, pair, first, second = (each[~minimal] for each in (words, pair, first, second))
+    return torch.cat(owners), torch.cat(found)
 
 
 def step_laws(tree: list[Tensor]) -> list[Tensor]:
@@ -153,23 +216,42 @@ def all_prefixes(transitions: Tensor, initial: int, length: int) -> tuple[Tensor
     return prefixes, states
 
 
+def prefixes_to(transitions: Tensor, counts: Tensor, ends: Tensor, generator: torch.Generator) -> Tensor:
+    """A valid word ``[n, length]`` to each of the states ``ends [n]``, uniform among all such words.
+
+    ``counts`` is ``count_words`` up to that length. Drawn backwards from the last state, each edge weighted
+    by the number of ways to get to it.
+    """
+    length = len(counts) - 1
+    source, token, incoming = _incoming(transitions)
+    here, tokens = ends, torch.zeros(len(ends), length, dtype=torch.int64)
+    for step in range(length - 1, -1, -1):
+        edges = incoming[here]
+        weights = torch.where(edges < 0, 0.0, counts[step, source[edges]])
+        edge = edges.gather(1, torch.multinomial(weights, 1, generator=generator))[:, 0]
+        here, tokens[:, step] = source[edge], token[edge]
+    return tokens
+
+
+def _incoming(transitions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Source and token of each edge, and the edges into each state ``[state, most]``, -1 where fewer."""
+    source, token = torch.nonzero(transitions >= 0, as_tuple=True)
+    target = transitions[source, token]
+    degree = torch.bincount(target, minlength=len(transitions))
+    order = target.argsort(stable=True)
+    rank = torch.arange(len(order)) - (degree.cumsum(0) - degree)[target[order]]
+    incoming = torch.full((len(transitions), int(degree.max())), -1)
+    incoming[target[order], rank] = order
+    return source, token, incoming
+
+
 def sampled_prefixes(
     transitions: Tensor, initial: int, length: int, classes: Tensor, each: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """``each`` valid words of ``length`` for every class that one can end in, drawn uniformly among those
-    words, independently (repeats are possible); and the state each ends in.
-
-    Words are drawn backwards from their last state, weighted by the number of ways to get there.
-    """
+    words, independently (repeats are possible); and the state each ends in."""
     counts = count_words(transitions, initial, length)
     reached = [c for c in classes.unique().tolist() if counts[length, classes == c].sum() > 0]
     weights = torch.stack([counts[length] * (classes == c) for c in reached])
     ends = torch.multinomial(weights, each, replacement=True, generator=generator).flatten()
-    source, token = torch.nonzero(transitions >= 0, as_tuple=True)
-    arrives = transitions[source, token][None, :] == torch.arange(len(transitions))[:, None]
-    here, tokens = ends, []
-    for step in range(length - 1, -1, -1):
-        edge = torch.multinomial(arrives[here] * counts[step, source], 1, generator=generator)[:, 0]
-        here = source[edge]
-        tokens.append(token[edge])
-    return torch.stack(tokens[::-1], 1), ends
+    return prefixes_to(transitions, counts, ends, generator), ends

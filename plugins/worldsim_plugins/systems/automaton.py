@@ -2,15 +2,14 @@
 
     q_{t} = delta(q_{t-1}, a_t),   a_t uniform among the tokens that are legal at q_{t-1}
 
-What a model sees is the tokens; the state is hidden. Two presets: the lattice of Vafa, Chang, Rambachan and
-Mullainathan (2025), a walker on a segment who may step left, stay or step right; and a city of streets on a
-grid, after the street map of Vafa, Chen, Rambachan, Kleinberg and Mullainathan (2024).
+What a model sees is the tokens; the state is hidden. Four presets (``known_automata``): the lattice of Vafa,
+Chang, Rambachan and Mullainathan (2025), a walker on a segment who may step left, stay or step right; and
+after Vafa, Chen, Rambachan, Kleinberg and Mullainathan (2024) a city of streets on a grid, the routes through
+it from one crossing to another, and statements about who sits where.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
@@ -18,67 +17,17 @@ from pydantic import Field
 from torch import Tensor
 
 from worldsim import Trajectory, hookimpl
+from worldsim_plugins.systems.known_automata import (
+    GRID_MOVES,
+    Transitions,
+    grid_city,
+    lattice,
+    reachable,
+    routes,
+    seating,
+)
 
-Transitions = Mapping[str, Mapping[str, str]]
-GRID_MOVES = {"N": (-1, 0), "E": (0, 1), "S": (1, 0), "W": (0, -1)}
-
-
-def lattice(states: int) -> dict[str, dict[str, str]]:
-    """Positions 0 .. states - 1; L is illegal at the left end, R at the right end, 0 stays."""
-    moves = {"L": -1, "0": 0, "R": 1}
-    return {
-        str(x): {token: str(x + dx) for token, dx in moves.items() if 0 <= x + dx < states}
-        for x in range(states)
-    }
-
-
-def grid_city(rows: int, columns: int, closed: float, one_way: float, seed: int) -> dict[str, dict[str, str]]:
-    """Crossings "row,column" and moves N, E, S, W; some streets closed, some open in one direction only.
-
-    Streets are visited in an order drawn from ``seed``; a change that would leave a crossing without a way to
-    every other one is not made, so the city has no dead end.
-    """
-    city = {
-        f"{r},{c}": {
-            token: f"{r + dr},{c + dc}"
-            for token, (dr, dc) in GRID_MOVES.items()
-            if 0 <= r + dr < rows and 0 <= c + dc < columns
-        }
-        for r in range(rows)
-        for c in range(columns)
-    }
-    streets = [(here, token) for here, ways in city.items() for token in ways if token in "ES"]
-    order = random.Random(seed)
-    order.shuffle(streets)
-    closures = round(closed * len(streets))
-    for index, (here, token) in enumerate(streets[: closures + round(one_way * len(streets))]):
-        back = (city[here][token], {"E": "W", "S": "N"}[token])
-        removed = [(here, token), back] if index < closures else [order.choice([(here, token), back])]
-        _remove_if_connected(city, removed)
-    return city
-
-
-def _remove_if_connected(city: dict[str, dict[str, str]], ways: list[tuple[str, str]]) -> None:
-    taken = [(here, token, city[here].pop(token)) for here, token in ways]
-    backward: dict[str, dict[str, str]] = {state: {} for state in city}
-    for here, out in city.items():
-        for there in out.values():
-            backward[there][here] = here
-    start = next(iter(city))
-    if not len(reachable(city, start)) == len(reachable(backward, start)) == len(city):
-        for here, token, there in taken:
-            city[here][token] = there
-
-
-def reachable(transitions: Transitions, initial: str) -> set[str]:
-    """The states that some word leads to from ``initial``."""
-    found, frontier = {initial}, [initial]
-    while frontier:
-        for there in transitions[frontier.pop()].values():
-            if there not in found:
-                found.add(there)
-                frontier.append(there)
-    return found
+PRESETS = ("lattice", "grid_city", "routes", "seating")
 
 
 def check_transitions(transitions: Transitions, initial: str) -> None:
@@ -120,12 +69,13 @@ class Automaton:
             str | None, Field(description="state before the first token; the first state when left out")
         ] = None,
         preset: Annotated[
-            Literal["lattice", "grid_city"] | None,
+            Literal["lattice", "grid_city", "routes", "seating"] | None,
             Field(description="a known automaton instead of transitions"),
         ] = None,
         states: Annotated[int, Field(ge=2, le=1000, description="positions of the lattice")] = 5,
-        rows: Annotated[int, Field(ge=2, le=30, description="rows of crossings in the grid city")] = 5,
-        columns: Annotated[int, Field(ge=2, le=30, description="columns of crossings in the grid city")] = 5,
+        people: Annotated[int, Field(ge=2, le=4, description="people, and seats, of the seating puzzle")] = 3,
+        rows: Annotated[int, Field(ge=2, le=30, description="rows of crossings in the city")] = 5,
+        columns: Annotated[int, Field(ge=2, le=30, description="columns of crossings in the city")] = 5,
         closed: Annotated[
             float, Field(ge=0, le=0.5, description="share of the city's streets tried as closures")
         ] = 0.1,
@@ -141,11 +91,14 @@ class Automaton:
         ] = "uniform",
     ) -> None:
         if (transitions is None) == (preset is None):
-            raise ValueError("automaton: give exactly one of transitions and preset (lattice, grid_city)")
+            raise ValueError(f"automaton: give exactly one of transitions and preset ({', '.join(PRESETS)})")
         if preset == "lattice":
             transitions = lattice(states)
-        elif preset == "grid_city":
-            transitions = grid_city(rows, columns, closed, one_way, seed)
+        elif preset == "seating":
+            transitions = seating(people)
+        elif preset is not None:
+            city = grid_city(rows, columns, closed, one_way, seed)
+            transitions = city if preset == "grid_city" else routes(city)
         if not transitions:
             raise ValueError("transitions: empty; give at least one state with one token")
         start = next(iter(transitions)) if initial is None else initial
@@ -209,6 +162,8 @@ def _alphabet(transitions: Transitions, preset: str | None) -> tuple[str, ...]:
         return ("L", "0", "R")
     if preset == "grid_city":
         return tuple(GRID_MOVES)
+    if preset == "routes":
+        return (*GRID_MOVES, "end", *transitions["start"])
     return tuple(dict.fromkeys(token for ways in transitions.values() for token in ways))
 
 

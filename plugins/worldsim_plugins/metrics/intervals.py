@@ -1,0 +1,47 @@
+"""Intervals of 95 % of what is measured in independent clusters, and of what never failed at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from worldsim_plugins.metrics.comparison import CONFIDENCE
+
+Interval = tuple[float, float]
+
+
+def bootstrap(
+    statistic: Callable[[Tensor], dict[str, float]], clusters: int, resamples: int, generator: torch.Generator
+) -> dict[str, Interval | None]:
+    """Percentile interval of each number that ``statistic`` gives for drawn clusters, int64 ``[clusters]``
+    with replacement (Efron 1979; clusters: Davison and Hinkley 1997, section 3.8). None where no resample
+    has a number."""
+    drawn = torch.randint(clusters, (resamples, clusters), generator=generator)
+    sample = [statistic(index) for index in drawn]
+    tail = (1 - CONFIDENCE) / 2
+    level = torch.tensor([tail, 1 - tail], dtype=torch.float64)
+    intervals: dict[str, Interval | None] = {}
+    for name in sample[0]:
+        values = torch.tensor([one[name] for one in sample], dtype=torch.float64)
+        values = values[torch.isfinite(values)]
+        low, high = values.quantile(level).tolist() if len(values) else (0.0, 0.0)
+        intervals[name] = (low, high) if len(values) else None
+    return intervals
+
+
+def never(count: int) -> float:
+    """The largest chance that what did not happen in ``count`` independent trials may have, with 95 %
+    confidence: 1 - 0.05^(1 / count), about 3 / count (the rule of three; Hanley and Lippman-Hand 1983)."""
+    return 1 - (1 - CONFIDENCE) ** (1 / count) if count else 1.0
+
+
+def widened(value: float, interval: Interval | None, trials: int) -> Interval | None:
+    """``interval``, unless it has no width although ``value`` is a share: then what the same answer from each
+    of ``trials`` independent comparisons leaves possible, one-sided at 0 and at 1."""
+    if interval is None or interval[1] > interval[0] or not 0 <= value <= 1:
+        return interval
+    room = never(trials)
+    # A share of which the part 1 - room is known to be value: the rest may be anything from 0 to 1.
+    return value * (1 - room), value + (1 - value) * room
