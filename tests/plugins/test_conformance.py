@@ -22,6 +22,7 @@ ARGUMENTS = {
     "n_body": {"params": {"n_body": {"softening": 1.0}}},
     "observables": {"params": {"observables": {"of": ["energy"]}}},
     "order_of_events": {"params": {"order_of_events": {"of": ["q"]}}},
+    "sampled_coherence": {"system": LATTICE, "params": {"sampled_coherence": {"pairs": 20}}},
     "spring_graph": {"system": {"name": "n_body", "softening": 1.0}},
     "two_body": {"system": {"name": "ephemeris", "planets": ["earth", "mars"]}, "step": 5.0},
 }

@@ -62,9 +62,13 @@ def suffix_tree(
     for depth in range(horizon):
         tails = words(size, depth)
         whole = torch.cat([prefixes.repeat_interleave(len(tails), 0), tails.repeat(len(prefixes), 1)], 1)
-        law = torch.cat([_law(next_token, part, size) for part in whole.split(batch)])
-        tree.append(law.reshape(len(prefixes), len(tails), size))
+        tree.append(law_after(next_token, whole, size, batch).reshape(len(prefixes), len(tails), size))
     return tree
+
+
+def law_after(next_token: NextToken, tokens: Tensor, size: int, batch: int = 1024) -> Tensor:
+    """The law ``[n, size]`` float64 after ``tokens [n, length]``, asked for a ``batch`` at a time."""
+    return torch.cat([_law(next_token, part, size) for part in tokens.split(batch)])
 
 
 def _law(next_token: NextToken, tokens: Tensor, size: int) -> Tensor:

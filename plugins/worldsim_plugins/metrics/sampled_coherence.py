@@ -1,0 +1,285 @@
+"""Myhill-Nerode coherence by sampling, as published and corrected side by side, for any size of alphabet.
+
+As published (Vafa, Chen, Rambachan, Kleinberg and Mullainathan 2024), with its conventions: a state drawn
+uniformly and two prefixes of one and the same length; words drawn after the first with probabilities cut off
+at epsilon, accepted after the second where every token is above it; one direction; an empty boundary has
+precision and recall 1; the true boundary is made of words of up to five tokens, some tokens left out of it.
+What the released code does differently from the paper is listed in the documentation ("Coherence").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from worldsim import NotMeasurable, Score, Trajectory, hookimpl
+from worldsim.protocols import HasAutomaton, HasLegality, HasNextToken, Metric, Model, System
+from worldsim_plugins.metrics.comparison import mean_interval, within
+from worldsim_plugins.metrics.continuous_coherence import ranking
+from worldsim_plugins.metrics.inquiry import forced
+from worldsim_plugins.metrics.intervals import bootstrap, widened
+from worldsim_plugins.metrics.minimisation import minimise
+from worldsim_plugins.metrics.model_failure import ModelFailed, blaming_the_model
+from worldsim_plugins.metrics.myhill_nerode import NextToken, count_words, law_after, prefixes_to
+from worldsim_plugins.metrics.sampled_words import (
+    Asked,
+    compressed,
+    recalled,
+    sampled_variation,
+    separated,
+)
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Pairs of prefixes of two lengths: their ``states`` and ``prefixes``, ``[n]`` and ``[n, length]``."""
+
+    states: Pair
+    prefixes: Pair
+
+    def turned(self) -> Trials:
+        return Trials(self.states[::-1], self.prefixes[::-1])
+
+
+class SampledCoherence:
+    """As published: compression_precision, distinction_precision, distinction_recall, next_token_validity.
+
+    Corrected: compression_both (words drawn after either prefix), ``*_mixed`` (prefixes of two lengths),
+    distinction_precision_found and distinction_recall_found (pairs with an empty boundary left out, and
+    counted in n_empty and n_empty_truth), and coherence_auc, by the total variation of the laws of words,
+    which needs no epsilon. ``*_legality``: the same of what a model takes to be legal, where it says so: its
+    policy is none of its knowledge.
+
+    A trial that fails makes the whole score not measurable. Raises ValueError for a system that is no
+    automaton, NotMeasurable for a model without a law of the next token.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        *,
+        pairs: Annotated[int, Field(ge=20, le=100_000, description="trials of each sort")] = 200,
+        prefix_lengths: Annotated[
+            tuple[int, int], Field(description="shortest and longest prefix, each length as likely")
+        ] = (4, 12),
+        suffixes: Annotated[int, Field(ge=1, le=1000, description="words drawn to test compression")] = 30,
+        distinction_suffixes: Annotated[
+            int, Field(ge=1, le=1000, description="words drawn to find the model's boundary")
+        ] = 5,
+        suffix_length: Annotated[int, Field(ge=1, le=1000, description="tokens of a drawn word")] = 20,
+        boundary_length: Annotated[
+            int, Field(ge=1, le=20, description="longest words of the true boundary")
+        ] = 5,
+        boundary_without: Annotated[
+            list[str] | None, Field(description="tokens left out of the true boundary, such as end")
+        ] = None,
+        epsilon: Annotated[
+            float, Field(gt=0, lt=1, description="a token is accepted above this probability")
+        ] = 0.01,
+        resamples: Annotated[
+            int, Field(ge=20, le=10_000, description="bootstrap resamples of the AUC's interval")
+        ] = 200,
+        seed: Annotated[int, Field(ge=0, description="draws states, prefixes and words")] = 0,
+    ) -> None:
+        if not isinstance(system, HasAutomaton):
+            raise ValueError(f"sampled_coherence needs an automaton, {type(system).__name__} is none")
+        if not 1 <= prefix_lengths[0] <= prefix_lengths[1] <= 500:
+            raise ValueError(f"prefix_lengths: {list(prefix_lengths)}: give 1 <= shortest <= longest <= 500")
+        unknown = [name for name in boundary_without or () if name not in system.alphabet]
+        if unknown:
+            raise ValueError(f"boundary_without: no token {', '.join(unknown)}; there are {system.alphabet}")
+        self.system, self.table = system, minimise(system.transitions(), system.initial).transitions
+        self.pairs, self.lengths, self.epsilon = pairs, prefix_lengths, epsilon
+        self.suffixes, self.distinction_suffixes = suffixes, distinction_suffixes
+        self.suffix_length, self.boundary_length = suffix_length, boundary_length
+        self.tokens = torch.tensor([name not in (boundary_without or ()) for name in system.alphabet])
+        self.resamples, self.seed = resamples, seed
+
+    def score(self, truth: Trajectory, prediction: Trajectory, model: Model) -> Mapping[str, Score]:
+        """The scores above; validity is that after every prefix of the words of ``truth``."""
+        if not isinstance(model, HasNextToken):
+            raise NotMeasurable(f"{type(model).__name__} gives no law of the next token (next_token)")
+        size = len(self.system.alphabet)
+        law = self.system.next_token if isinstance(self.system, HasNextToken) else None
+        try:
+            scores = self.judged(model.next_token, law, self.epsilon)
+            scores["next_token_validity"] = self.validity(truth, model.next_token)
+            if isinstance(model, HasLegality):
+                told = self.judged(forced(model.legality, size), None, self.epsilon / size)
+                scores |= {f"{name}_legality": one for name, one in told.items()}
+        except ModelFailed as error:
+            names = ("compression_precision", "distinction_precision", "distinction_recall", "coherence_auc")
+            nan = float("nan")
+            return {
+                name: Score(nan, better="higher", n=0, failed=self.pairs, reason=str(error)) for name in names
+            }
+        return scores
+
+    def judged(self, law: NextToken, truth: NextToken | None, epsilon: float) -> dict[str, Score]:
+        """Every score of one law but its validity."""
+        found: dict[str, list[Tensor]] = {}
+        ideal: dict[str, list[Tensor]] = {}
+        for mixed in (False, True):
+            suffix = "_mixed" if mixed else ""
+            for number, (same, other) in enumerate(self.trials(mixed)):
+                asked = Asked(law, self.table.shape[1], epsilon, self.generator(2, mixed, number))
+                with blaming_the_model():
+                    told = self.told(asked, same, other)
+                for name, values in told.items():
+                    found.setdefault(name + suffix, []).append(values)
+                if truth is not None:
+                    own = Asked(truth, self.table.shape[1], epsilon, self.generator(3, mixed, number))
+                    for name, values in self.apart(own, same, other).items():
+                        ideal.setdefault(name + suffix, []).append(values)
+        joined = {name: torch.cat(parts) for name, parts in found.items()}
+        right = {name: torch.cat(parts) for name, parts in ideal.items()}
+        scores: dict[str, Score] = {}
+        for suffix in ("", "_mixed"):
+            scores |= self.summed(joined, suffix)
+            near, far = joined.get(f"near{suffix}"), joined.get("far")
+            if near is not None and far is not None and len(near) and len(far):
+                floor = ranking(right[f"near{suffix}"], right["far"]) if right else None
+                scores[f"coherence_auc{suffix}"] = self.auc(near, far, floor)
+        return scores
+
+    def told(self, asked: Asked, same: Trials, other: Trials) -> dict[str, Tensor]:
+        """What every trial says; NaN where it says nothing."""
+        count, length = self.suffixes, self.suffix_length
+        forth, back = (compressed(asked, *each.prefixes, count, length) for each in (same, same.turned()))
+        table, count, longest = self.table, self.distinction_suffixes, self.suffix_length
+        return {
+            "forth": forth.double(),
+            "both": (forth & back).double(),
+            "precision": separated(asked, table, other.states, other.prefixes, count, longest),
+            "recall": recalled(asked, table, other.states, other.prefixes, self.boundary_length, self.tokens),
+            **self.apart(asked, same, other),
+        }
+
+    def apart(self, asked: Asked, same: Trials, other: Trials) -> dict[str, Tensor]:
+        """Total variations of the laws of words, as long as the true boundary's."""
+        which = {"near": same, "far": other}
+        return {
+            name: sampled_variation(asked, *trials.prefixes, self.suffixes, self.boundary_length)
+            for name, trials in which.items()
+        }
+
+    def summed(self, told: Mapping[str, Tensor], suffix: str) -> dict[str, Score]:
+        if f"forth{suffix}" not in told:
+            return {}
+        precision, recall = told[f"precision{suffix}"], told[f"recall{suffix}"]
+        means = {
+            "compression_precision": told[f"forth{suffix}"],
+            "compression_both": told[f"both{suffix}"],
+            "distinction_precision": precision.nan_to_num(1.0),
+            "distinction_recall": recall.nan_to_num(1.0),
+            "distinction_precision_found": precision[~precision.isnan()],
+            "distinction_recall_found": recall[~recall.isnan()],
+            "n_empty": precision.isnan().double(),
+            "n_empty_truth": recall.isnan().double(),
+        }
+        return {f"{name}{suffix}": _mean(name, values) for name, values in means.items()}
+
+    def auc(self, near: Tensor, far: Tensor, floor: float | None) -> Score:
+        def resampled(index: Tensor) -> dict[str, float]:
+            times = torch.bincount(index, minlength=len(near) + len(far)).double()
+            return {"": ranking(near, far, times[: len(near)], times[len(near) :])}
+
+        value = ranking(near, far)
+        interval = bootstrap(resampled, len(near) + len(far), self.resamples, self.generator(4))[""]
+        interval = widened(value, interval, min(len(near), len(far)))
+        return Score(value, better="higher", floor=floor, interval=interval, n=len(near) + len(far))
+
+    def validity(self, truth: Trajectory, law: NextToken) -> Score:
+        """Share of the words' prefixes after which the most probable token is legal, word by word."""
+        words, reached, size = truth.states[:, 0], within(truth), self.table.shape[1]
+        state = torch.zeros(len(words), dtype=torch.int64)
+        legal = []
+        for at in range(words.shape[1]):
+            with blaming_the_model():
+                best = law_after(law, words[:, :at], size).argmax(1)
+            legal.append(self.table[state, best] >= 0)
+            state = torch.where(reached[:, at], self.table[state, words[:, at].clamp(min=0)], state)
+        good = (torch.stack(legal, 1) & reached).sum(1) / reached.sum(1).double()
+        return _mean("next_token_validity", good)
+
+    def generator(self, *stream: int) -> torch.Generator:
+        number = self.seed
+        for part in stream:
+            number = number * 1009 + int(part)
+        return torch.Generator().manual_seed(number)
+
+    def trials(self, mixed: bool) -> list[tuple[Trials, Trials]]:
+        """Pairs of prefixes of one state, and of two, for each length that was drawn; where ``mixed`` the
+        second is of another length.
+
+        Raises NotMeasurable where no length has two prefixes of one state, or two states.
+        """
+        rng, (low, high) = self.generator(0, mixed), self.lengths
+        counts = count_words(self.table, 0, high)
+        lengths = range(low, high + 1)
+        offered = [
+            (one, two)
+            for one in lengths
+            for two in (lengths if mixed else [one])
+            if (one != two) == mixed and _states(counts, one, two).any()
+        ]
+        if not offered:
+            if mixed:
+                return []
+            raise NotMeasurable("no state has two prefixes of one of these lengths; change prefix_lengths")
+        drawn = torch.randint(len(offered), (self.pairs,), generator=rng)
+        found = []
+        for number, times in enumerate(torch.bincount(drawn, minlength=len(offered)).tolist()):
+            if times:
+                found.append(self.drawn(counts, *offered[number], times, rng))
+        return found
+
+    def drawn(
+        self, counts: Tensor, one: int, two: int, n: int, rng: torch.Generator
+    ) -> tuple[Trials, Trials]:
+        """``n`` pairs of prefixes of lengths ``one`` and ``two``, of one state and of two."""
+
+        def to(states: Tensor, length: int) -> Tensor:
+            return prefixes_to(self.table, counts[: length + 1], states, rng)
+
+        chance = _states(counts, one, two).double()
+        state = torch.multinomial(chance, n, replacement=True, generator=rng)
+        first, second = to(state, one), to(state, two)
+        while one == two and len(equal := (first == second).all(1).nonzero()[:, 0]):
+            second[equal] = to(state[equal], two)
+        left = torch.multinomial((counts[one] > 0).double(), n, replacement=True, generator=rng)
+        others = (counts[two] > 0).double().repeat(n, 1).scatter(1, left[:, None], 0.0)
+        left, others = left[others.any(1)], others[others.any(1)]
+        right = torch.multinomial(others, 1, generator=rng)[:, 0] if len(left) else left
+        other = Trials((left, right), (to(left, one), to(right, two)))
+        return Trials((state, state), (first, second)), other
+
+
+def _states(counts: Tensor, one: int, two: int) -> Tensor:
+    """The states with distinct prefixes of both lengths."""
+    enough = 2 if one == two else 1
+    return (counts[one] >= enough) & (counts[two] >= enough)
+
+
+def _mean(name: str, values: Tensor) -> Score:
+    n, empty = len(values), name.startswith("n_empty")
+    better: Literal["higher", ""] = "" if empty else "higher"
+    if not n:
+        return Score(float("nan"), better=better, n=0, reason="every boundary is empty")
+    value = float(values.mean())
+    interval = widened(value, mean_interval(values), n)
+    if interval is not None:
+        interval = max(interval[0], 0.0), min(interval[1], 1.0)
+    return Score(value, better=better, floor=None if empty else 1.0, interval=interval, n=n)
+
+
+@hookimpl
+def worldsim_metrics() -> Mapping[str, Callable[..., Metric]]:
+    return {"sampled_coherence": SampledCoherence}
