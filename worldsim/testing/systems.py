@@ -145,6 +145,28 @@ def check_histories(checks: Checks, system: Any, truth: Trajectory) -> None:
             )
 
 
+def check_alike(checks: Checks, system: Any, truth: Trajectory) -> None:
+    """Both histories of a pair end at one time, and the world's own futures from them do not agree."""
+    for kind in system.alike_kinds:
+        with checks.leaving_random_state(f"alike_histories({kind!r})"):
+            pairs = system.alike_histories(kind, TRAJECTORIES, truth.times, seeded(6))
+        first, second = pairs.first, pairs.second
+        checks.that(bool(first.times[-1] == second.times[-1]), f"{kind}: both histories to end at one time")
+        if isinstance(system, protocols.Restartable):
+            futures = [_future(system, part, truth) for part in (first, second)]
+            apart = (futures[0] - pairs.align(futures[1])).abs().flatten(1).amax(1)
+            checks.that(bool((apart > 0).all()), f"{kind}: futures that differ", apart)
+
+
+def check_forecast(checks: Checks, system: Any, truth: Trajectory) -> None:
+    times = truth.times[-1] + truth.times - truth.times[0]
+    future = system.forecast(truth, times, None, 3, seeded(8))
+    expected = [len(truth), 3, len(times), *truth.state_shape]
+    checks.that(list(future.states.shape) == expected, f"futures {expected}", list(future.states.shape))
+    given = truth.states[:, :, -1].expand_as(future.states[:, :, 0])
+    checks.that(bool((future.states[:, :, 0] == given).all()), "futures that begin at the last given frame")
+
+
 def _future(system: Any, history: Trajectory, truth: Trajectory) -> Tensor:
     """The world's own continuation, under the same actions and noise for every history."""
     start = system.restart(history.states[:, 0, -1])
@@ -160,5 +182,7 @@ CAPABILITIES: dict[str, Callable[..., None]] = {
     "HasActions": check_actions,
     "HasAutomaton": check_automaton,
     "HasEquivalentHistories": check_histories,
+    "HasAlikeHistories": check_alike,
+    "HasForecast": check_forecast,
 }
 """Capability -> what claiming it means."""

@@ -196,8 +196,11 @@ def class_interval(
     present = torch.isfinite(table).reshape(number, -1).any(1).nonzero()[:, 0]
     own = torch.ones(number) if weights is None else weights
 
-    def resampled(index: Tensor) -> dict[str, float]:
-        return {"": headline(table, own * torch.bincount(present[index], minlength=number))}
+    def resampled(times: Tensor) -> dict[str, Tensor]:
+        drawn = torch.zeros(len(times), number, dtype=torch.float64)
+        drawn[:, present] = times
+        values = [headline(table, own * row) for row in drawn]
+        return {"": torch.tensor(values, dtype=torch.float64)}
 
     return bootstrap(resampled, len(present), resamples, generator)[""]
 

@@ -136,7 +136,7 @@ class Coherence:
         ] = "auto",
         resamples: Annotated[
             int, Field(ge=20, le=10_000, description="bootstrap resamples of the 95 % interval")
-        ] = 200,
+        ] = 500,
         seed: Annotated[int, Field(ge=0, description="draws the pairs, their futures and the bootstrap")] = 0,
     ) -> None:
         self.system = system

@@ -142,18 +142,20 @@ def separation(distances: Tensor, eta: float) -> tuple[Tensor, Tensor]:
     return torch.where(ever, over.double().argmax(-1) + 1, distances.shape[-1] + 1), ever
 
 
-def ranking(
-    equivalent: Tensor, distinct: Tensor, own: Tensor | None = None, other: Tensor | None = None
-) -> float:
-    """P(E < U) + 1/2 P(E = U) over all pairs of entries of ``equivalent [n]`` and ``distinct [m]``, which
-    count ``own [n]`` and ``other [m]`` times."""
+def ranking(equivalent: Tensor, distinct: Tensor) -> float:
+    """P(E < U) + 1/2 P(E = U) over all pairs of entries of ``equivalent [n]`` and ``distinct [m]``."""
+    return float(
+        weighted_ranking(equivalent, distinct, torch.ones(1, len(equivalent)), torch.ones(1, len(distinct)))
+    )
+
+
+def weighted_ranking(equivalent: Tensor, distinct: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    """The same ``[resample]`` where entries count ``own [resample, n]`` and ``other [resample, m]`` times."""
     order = equivalent.argsort()
     low, high = equivalent[order].round(decimals=12), distinct.round(decimals=12)
-    own = torch.ones_like(low) if own is None else own[order]
-    other = torch.ones_like(high) if other is None else other
-    total = torch.cat([torch.zeros_like(own[:1]), own.cumsum(0)])
-    rank = total[torch.searchsorted(low, high)] + total[torch.searchsorted(low, high, right=True)]
-    return float((other * rank).sum() / (2 * total[-1] * other.sum()))
+    total = torch.nn.functional.pad(own.double()[:, order].cumsum(1), (1, 0))
+    rank = total[:, torch.searchsorted(low, high)] + total[:, torch.searchsorted(low, high, right=True)]
+    return (other * rank).sum(1) / (2 * total[:, -1] * other.sum(1))
 
 
 def outcomes(pairs: Pairs, eta: float) -> dict[str, Tensor]:
@@ -200,22 +202,27 @@ class Facts:
         same, other = comparison.equivalent, comparison.distinct
         return Facts(largest(same.model), largest(other.model), outcomes(other, eta), eta)
 
-    def measures(self, same: Tensor | None = None, other: Tensor | None = None) -> dict[str, float]:
-        """All scores; NaN where one is not measurable. ``same`` and ``other`` say how often each pair counts.
+    def measures(self) -> dict[str, float]:
+        """All scores; NaN where one is not measurable.
 
         compression    share of equivalent pairs never further apart than eta under any test
         coherence_auc  P(delta_E < delta_U) + 1/2 P(=), delta the largest distance over tests and frames
         and the means of ``outcomes``.
         """
-        same = torch.ones_like(self.near) if same is None else same
-        other = torch.ones_like(self.far) if other is None else other
+        found = self.weighted(torch.ones(1, len(self.near)), torch.ones(1, len(self.far)))
+        return {name: float(value) for name, value in found.items()}
+
+    def weighted(self, same: Tensor, other: Tensor) -> dict[str, Tensor]:
+        """The same ``[resample]`` where pairs count ``same`` and ``other`` ``[resample, pair]`` times."""
+        same, other = same.double(), other.double()
+        close = (self.near <= self.eta).double()
         values = {
-            "coherence_auc": ranking(self.near, self.far, same, other),
-            "compression": float((same * (self.near <= self.eta)).sum() / same.sum()),
+            "coherence_auc": weighted_ranking(self.near, self.far, same, other),
+            "compression": same @ close / same.sum(1),
         }
         for name, each in self.said.items():
             counted = ~torch.isnan(each)
-            values[name] = float((other * each)[counted].sum() / other[counted].sum())
+            values[name] = other[:, counted] @ each[counted] / other[:, counted].sum(1)
         return values
 
 
@@ -258,9 +265,8 @@ def intervals_of(
     other = other if comparison.shared else other + first
     count = max(first, int(other.max()) + 1)
 
-    def resampled(index: Tensor) -> dict[str, float]:
-        times = torch.bincount(index, minlength=count).double()
-        return facts.measures(times[same], times[other])
+    def resampled(times: Tensor) -> dict[str, Tensor]:
+        return facts.weighted(times[:, same], times[:, other])
 
     found = bootstrap(resampled, count, resamples, generator)
     trials = {"coherence_auc": count // 2, "compression": first}

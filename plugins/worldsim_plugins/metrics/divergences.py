@@ -21,7 +21,7 @@ from torch import Tensor
 
 EXACT = 1e-12  # distances are compared after rounding here, so that equal predictions tie
 BLUR = 0.5
-SWEEPS, SETTLED = 200, 1e-6
+SWEEPS, SETTLED = 300, 1e-6
 
 
 def divergence(first: Tensor, second: Tensor, scale: Tensor, kind: str = "auto") -> Tensor:
@@ -55,27 +55,41 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 def sinkhorn_divergence(x: Tensor, y: Tensor, epsilon: float) -> Tensor:
-    """S(x, y) ``[problem]`` of many small clouds ``[problem, draw, feature]`` at once, at least 0."""
+    """S(x, y) ``[problem]`` of many small clouds ``[problem, draw, feature]`` at once, at least 0.
 
-    def transported(a: Tensor, b: Tensor) -> Tensor:
-        return entropic_cost(torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square(), epsilon)
+    To about 0.1 % of W2^2: iterations stop after ``SWEEPS``, where points are far apart on epsilon's scale.
+    """
 
-    own = (transported(x, x) + transported(y, y)) / 2
-    return (transported(x, y) - own).clamp(min=0)
+    def cost(a: Tensor, b: Tensor) -> Tensor:
+        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+    own = (own_cost(cost(x, x), epsilon) + own_cost(cost(y, y), epsilon)) / 2
+    return (entropic_cost(cost(x, y), epsilon) - own).clamp(min=0)
 
 
 def entropic_cost(cost: Tensor, epsilon: float) -> Tensor:
     """OT ``[problem]`` of costs ``[problem, n, m]`` between uniform weights, by its dual (Cuturi 2013)."""
-    f, g = cost.new_zeros(cost.shape[:2]), cost.new_zeros(cost.shape[0], cost.shape[2])
-    n, m = cost.shape[1:]
-
-    def softmin(values: Tensor, axis: int, count: int) -> Tensor:
-        return -epsilon * (torch.logsumexp(-values / epsilon, axis) - math.log(count))
-
+    g = cost.new_zeros(cost.shape[0], cost.shape[2])
     for _ in range(SWEEPS):
-        before = f
-        f = softmin(cost - g[:, None, :], 2, m)
-        g = softmin(cost - f[:, :, None], 1, n)
-        if not len(f) or float((f - before).abs().max()) < SETTLED * epsilon:
+        f, before = softmin(cost - g[:, None, :], epsilon), g
+        g = softmin((cost - f[:, :, None]).mT, epsilon)
+        if not len(g) or float((g - before).abs().max()) < SETTLED * epsilon:
             break
     return f.mean(1) + g.mean(1)
+
+
+def own_cost(cost: Tensor, epsilon: float) -> Tensor:
+    """The same between a cloud and itself, whose two potentials are one: half steps settle quickly (Feydy et
+    al. 2019)."""
+    f = cost.new_zeros(cost.shape[:2])
+    for _ in range(SWEEPS):
+        new = softmin(cost - f[:, None, :], epsilon)
+        f, before = (f + new) / 2, f
+        if not len(f) or float((f - before).abs().max()) < SETTLED * epsilon:
+            break
+    return f.mean(1) + softmin(cost - f[:, None, :], epsilon).mean(1)
+
+
+def softmin(values: Tensor, epsilon: float) -> Tensor:
+    """-epsilon ln of the mean of exp(-values / epsilon), over the last axis."""
+    return -epsilon * (torch.logsumexp(-values / epsilon, -1) - math.log(values.shape[-1]))

@@ -20,7 +20,7 @@ from torch import Tensor
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import HasAutomaton, HasLegality, HasNextToken, Metric, Model, System
 from worldsim_plugins.metrics.comparison import mean_interval, within
-from worldsim_plugins.metrics.continuous_coherence import ranking
+from worldsim_plugins.metrics.continuous_coherence import ranking, weighted_ranking
 from worldsim_plugins.metrics.inquiry import forced
 from worldsim_plugins.metrics.intervals import bootstrap, widened
 from worldsim_plugins.metrics.minimisation import minimise
@@ -187,9 +187,8 @@ class SampledCoherence:
         return {f"{name}{suffix}": _mean(name, values) for name, values in means.items()}
 
     def auc(self, near: Tensor, far: Tensor, floor: float | None) -> Score:
-        def resampled(index: Tensor) -> dict[str, float]:
-            times = torch.bincount(index, minlength=len(near) + len(far)).double()
-            return {"": ranking(near, far, times[: len(near)], times[len(near) :])}
+        def resampled(times: Tensor) -> dict[str, Tensor]:
+            return {"": weighted_ranking(near, far, times[:, : len(near)], times[:, len(near) :])}
 
         value = ranking(near, far)
         interval = bootstrap(resampled, len(near) + len(far), self.resamples, self.generator(4))[""]

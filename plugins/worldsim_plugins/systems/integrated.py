@@ -11,7 +11,7 @@ energy 4e-13, whatever the step of the time grid.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -208,6 +208,30 @@ def window_shift(history: Trajectory) -> HistoryPairs:
     if count < 3:
         raise ValueError(f"a window shift needs at least 3 history times, not {count}")
     return HistoryPairs(history, history.span(min(count // 2, count - 2)), align=lambda states: states)
+
+
+def ending_in(system: OrdinarySystem, end: Tensor, times: Tensor, actions: Tensor | None) -> Trajectory:
+    """The trajectory under ``actions`` whose last state is ``end`` ``[trajectory, *state]``, integrated
+    backwards from it."""
+    times = ascending(times)
+    backwards = None if actions is None else actions[:, :-1].flip(1)
+    states = flow(lambda x, u: system.drift(times[0], x, u), end, times.flip(0), backwards)
+    return recorded(system, states.flip(1).unsqueeze(1), times, actions)
+
+
+def same_position(
+    system: OrdinarySystem,
+    n: int,
+    times: Tensor,
+    generator: torch.Generator,
+    actions: Sequence[Tensor | None] = (None, None),
+) -> HistoryPairs:
+    """Pasts that end at one position, the first half of the state, with the velocities of two states."""
+    one, other = (system.sample(n, generator) for _ in range(2))  # type: ignore[attr-defined]
+    half = one.shape[-1] // 2
+    ends = one, torch.cat([one[..., :half], other[..., half:]], -1)
+    pasts = [ending_in(system, end, times, driving) for end, driving in zip(ends, actions)]
+    return HistoryPairs(*pasts, align=lambda states: states)
 
 
 def image(

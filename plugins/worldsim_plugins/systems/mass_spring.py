@@ -35,6 +35,7 @@ class MassSpring:
 
     axes = ("component",)
     history_kinds: tuple[str, ...] = ("window_shift", "mirror")
+    alike_kinds: tuple[str, ...] = ("same_position",)
 
     def __init__(
         self,
@@ -121,6 +122,16 @@ class MassSpring:
             return integrated.window_shift(history)
         return integrated.image(self, history, torch.neg, torch.neg)
 
+    def alike_histories(self, kind: str, n: int, times: Tensor, generator: torch.Generator) -> HistoryPairs:
+        """``same_position``: two pasts that end at the same displacements with different momenta."""
+        if kind not in self.alike_kinds:
+            raise integrated.unknown_kind(kind, self.alike_kinds)
+        return integrated.same_position(self, n, times, generator, self.driving(n, times, generator))
+
+    def driving(self, n: int, times: Tensor, generator: torch.Generator) -> list[Tensor | None]:
+        """The actions of two histories."""
+        return [None, None]
+
 
 class DrivenMassSpring(MassSpring):
     """The chain with a force on its first mass, constant over each frame, uniform in [-force, force]."""
@@ -143,6 +154,9 @@ class DrivenMassSpring(MassSpring):
     def sample_actions(self, n: int, times: Tensor, generator: torch.Generator) -> Tensor:
         """Forces ``[n, time, 1]``, N."""
         return self.force * (2 * torch.rand(n, len(times), 1, dtype=torch.float64, generator=generator) - 1)
+
+    def driving(self, n: int, times: Tensor, generator: torch.Generator) -> list[Tensor | None]:
+        return [self.sample_actions(n, times, generator) for _ in range(2)]
 
     def simulate(
         self, start: Tensor, times: Tensor, actions: Tensor | None, generator: torch.Generator

@@ -38,6 +38,7 @@ class Pendulum:
     labels: Mapping[str, tuple[str, ...]] = {"component": ("q", "p")}
     units: Mapping[str, str] = {"q": "rad", "p": "kg m2 s-1", "energy": "J", "time": "s"}
     history_kinds: tuple[str, ...] = ("window_shift", "winding", "mirror")
+    alike_kinds: tuple[str, ...] = ("same_position",)
 
     def __init__(
         self,
@@ -119,6 +120,16 @@ class Pendulum:
         winding = torch.tensor([2 * math.pi * turns, 0.0], dtype=torch.float64)
         return integrated.image(self, history, lambda x: x + winding, lambda x: x - winding.to(x))
 
+    def alike_histories(self, kind: str, n: int, times: Tensor, generator: torch.Generator) -> HistoryPairs:
+        """``same_position``: two pasts that end at one angle with different momenta."""
+        if kind not in self.alike_kinds:
+            raise integrated.unknown_kind(kind, self.alike_kinds)
+        return integrated.same_position(self, n, times, generator, self.driving(n, times, generator))
+
+    def driving(self, n: int, times: Tensor, generator: torch.Generator) -> list[Tensor | None]:
+        """The actions of two histories."""
+        return [None, None]
+
     def history(self, n: int, times: Tensor, generator: torch.Generator) -> Trajectory:
         return self.simulate(self.sample(n, generator), times, None, generator)
 
@@ -151,6 +162,9 @@ class DrivenPendulum(Pendulum):
         draws = torch.rand(n, -(-len(times) // self.hold), 1, dtype=torch.float64, generator=generator)
         return (self.torque * (2 * draws - 1)).repeat_interleave(self.hold, dim=1)[:, : len(times)]
 
+    def driving(self, n: int, times: Tensor, generator: torch.Generator) -> list[Tensor | None]:
+        return [self.sample_actions(n, times, generator) for _ in range(2)]
+
     def history(self, n: int, times: Tensor, generator: torch.Generator) -> Trajectory:
         start = self.sample(n, generator)
         return self.simulate(start, times, self.sample_actions(n, times, generator), generator)
@@ -165,15 +179,8 @@ class DrivenPendulum(Pendulum):
         end = self.sample(n, generator)
         first, second = (self.sample_actions(n, times, generator) for _ in range(2))
         second = torch.cat([second[:, :-1], first[:, -1:]], dim=1)
-        past = [self.ending_in(end, times, actions) for actions in (first, second)]
+        past = [integrated.ending_in(self, end, times, actions) for actions in (first, second)]
         return HistoryPairs(*past, align=lambda states: states)
-
-    def ending_in(self, end: Tensor, times: Tensor, actions: Tensor) -> Trajectory:
-        """The trajectory under ``actions`` whose last state is ``end`` ``[trajectory, (q, p)]``."""
-        times = integrated.ascending(times)
-        backwards = actions[:, :-1].flip(1)
-        states = integrated.flow(lambda x, u: self.drift(times[0], x, u), end, times.flip(0), backwards)
-        return integrated.recorded(self, states.flip(1).unsqueeze(1), times, actions)
 
 
 @hookimpl
