@@ -28,10 +28,7 @@ from worldsim.protocols import (
 )
 from worldsim_plugins.metrics.continuous_coherence import (
     HIGHER,
-    Comparison,
-    again,
     better,
-    comparisons,
     distances,
     scores_of,
     threshold,
@@ -39,6 +36,7 @@ from worldsim_plugins.metrics.continuous_coherence import (
 from worldsim_plugins.metrics.history_pairs import Answers, Setting, answers, couples, spread
 from worldsim_plugins.metrics.model_failure import ModelFailed
 from worldsim_plugins.metrics.observed import observer
+from worldsim_plugins.metrics.pair_distances import Comparison, again, comparisons
 from worldsim_plugins.metrics.token_coherence import TokenSetting, over_tokens
 
 SHUFFLED = "shuffled"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite
 from typing import Literal
 
@@ -11,104 +10,14 @@ import torch
 from torch import Tensor
 
 from worldsim import NotMeasurable, Score
-from worldsim_plugins.metrics.divergences import divergence
-from worldsim_plugins.metrics.history_pairs import Answers, Futures, Setting, couples
+from worldsim_plugins.metrics.history_pairs import Setting
 from worldsim_plugins.metrics.intervals import Interval, bootstrap, widened
+from worldsim_plugins.metrics.pair_distances import Comparison, Pairs
 
 HIGHER = ("coherence_auc", "compression", "distinction_precision", "distinction_recall")
 NO_TRUTH = "the system cannot be restarted from a given state, so the truth's own futures are unknown"
 NO_BOUNDARY = "the truth separates no distinct pair within the horizon; lengthen it"
 NO_SEPARATION = "the model separates no distinct pair within the horizon"
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Distances D ``[pair, test, time]`` between the futures of pairs of histories.
-
-    model, truth  within a pair, by the model and by the truth (None where that is not known)
-    own, other    of the model after the first history from the truth after the first, and after the second
-    failed        ``[pair]`` a future of the model is not finite
-    cluster       ``[pair]`` what is independent of the rest
-    """
-
-    model: Tensor
-    truth: Tensor | None
-    own: Tensor | None
-    other: Tensor | None
-    failed: Tensor
-    cluster: Tensor
-
-    @staticmethod
-    def joined(parts: list[Pairs]) -> Pairs:
-        """The pairs of several kinds, one after the other; kinds are independent."""
-        firsts, count = [], 0
-        for part in parts:
-            firsts.append(count)
-            count += int(part.cluster.max()) + 1
-        cluster = torch.cat([part.cluster + first for part, first in zip(parts, firsts)])
-        fields = [[getattr(p, name) for p in parts] for name in ("model", "truth", "own", "other", "failed")]
-        return Pairs(*(None if any(f is None for f in each) else torch.cat(each) for each in fields), cluster)  # type: ignore[misc]
-
-
-def compared(futures: Answers, scale: Tensor, kind: str, partner: Tensor | None = None) -> Pairs:
-    """Distances within pairs, or where ``partner`` is given of row i's first history from row partner[i]'s
-    second."""
-    model, truth = _partnered(futures.model, partner), futures.truth
-    failed = futures.model.failed()
-    failed = failed if partner is None else failed | failed[partner]
-    found = divergence(model.first, model.second, scale, kind)
-    if truth is None:
-        return Pairs(found, None, None, None, failed, futures.cluster)
-    right = _partnered(truth, partner)
-    near, far = (divergence(model.first, each, scale, kind) for each in (right.first, right.second))
-    return Pairs(
-        found, divergence(right.first, right.second, scale, kind), near, far, failed, futures.cluster
-    )
-
-
-def _partnered(futures: Futures, partner: Tensor | None) -> Futures:
-    return futures if partner is None else Futures(futures.first, futures.second[partner])
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Equivalent pairs against distinct ones. Where ``shared``, the first distinct pairs are couples of the
-    equivalent ones' states, row by row in the same clusters."""
-
-    equivalent: Pairs
-    distinct: Pairs
-    shared: bool
-
-    @property
-    def failed(self) -> int:
-        """How many of the pairs have a future that is not finite."""
-        built = self.distinct.failed[len(self.equivalent.failed) if self.shared else 0 :]
-        return int(self.equivalent.failed.sum()) + int(built.sum())
-
-
-def comparisons(
-    found: Mapping[str, Answers], alike: Mapping[str, Answers], shuffled: bool, scale: Tensor, kind: str
-) -> dict[str, Comparison]:
-    """By kind, "" for all of them: every kind of equivalent pairs against the distinct ones (its own, where
-    they are ``shuffled``), and all equivalent pairs against every kind built alike."""
-    same = {name: compared(each, scale, kind) for name, each in found.items()}
-    built = {name: compared(each, scale, kind) for name, each in alike.items()}
-    drawn = {}
-    if shuffled:
-        partner = {name: couples(len(each.cluster))[0] for name, each in found.items()}
-        drawn = {name: compared(each, scale, kind, partner[name]) for name, each in found.items()}
-    every = Pairs.joined([*drawn.values(), *built.values()])
-    everyone = Pairs.joined(list(same.values()))
-    return {
-        "": Comparison(everyone, every, shuffled),
-        **{name: Comparison(each, drawn.get(name, every), shuffled) for name, each in same.items()},
-        **{name: Comparison(everyone, each, False) for name, each in built.items()},
-    }
-
-
-def again(answers: Answers) -> Answers:
-    """The truth's second answer as if a model had given it: what is scored then is the floor."""
-    return answers if answers.again is None else replace(answers, model=answers.again)
 
 
 def threshold(equivalent: Pairs, epsilon: float, draws: int) -> float:

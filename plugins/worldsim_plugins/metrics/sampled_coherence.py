@@ -10,7 +10,6 @@ What the released code does differently from the paper is listed in the document
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -25,7 +24,8 @@ from worldsim_plugins.metrics.inquiry import forced
 from worldsim_plugins.metrics.intervals import bootstrap, widened
 from worldsim_plugins.metrics.minimisation import minimise
 from worldsim_plugins.metrics.model_failure import ModelFailed, blaming_the_model
-from worldsim_plugins.metrics.myhill_nerode import NextToken, count_words, law_after, prefixes_to
+from worldsim_plugins.metrics.myhill_nerode import NextToken, law_after
+from worldsim_plugins.metrics.prefix_trials import Trials, prefix_trials
 from worldsim_plugins.metrics.sampled_words import (
     Asked,
     compressed,
@@ -33,19 +33,6 @@ from worldsim_plugins.metrics.sampled_words import (
     sampled_variation,
     separated,
 )
-
-Pair = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Trials:
-    """Pairs of prefixes of two lengths: their ``states`` and ``prefixes``, ``[n]`` and ``[n, length]``."""
-
-    states: Pair
-    prefixes: Pair
-
-    def turned(self) -> Trials:
-        return Trials(self.states[::-1], self.prefixes[::-1])
 
 
 class SampledCoherence:
@@ -96,7 +83,8 @@ class SampledCoherence:
         if unknown:
             raise ValueError(f"boundary_without: no token {', '.join(unknown)}; there are {system.alphabet}")
         self.system, self.table = system, minimise(system.transitions(), system.initial).transitions
-        self.pairs, self.lengths, self.epsilon = pairs, prefix_lengths, epsilon
+        self.pairs, self.epsilon = pairs, epsilon
+        self.lengths = range(prefix_lengths[0], prefix_lengths[1] + 1)
         self.suffixes, self.distinction_suffixes = suffixes, distinction_suffixes
         self.suffix_length, self.boundary_length = suffix_length, boundary_length
         self.tokens = torch.tensor([name not in (boundary_without or ()) for name in system.alphabet])
@@ -128,7 +116,8 @@ class SampledCoherence:
         ideal: dict[str, list[Tensor]] = {}
         for mixed in (False, True):
             suffix = "_mixed" if mixed else ""
-            for number, (same, other) in enumerate(self.trials(mixed)):
+            trials = prefix_trials(self.table, self.lengths, self.pairs, mixed, self.generator(0, mixed))
+            for number, (same, other) in enumerate(trials):
                 asked = Asked(law, self.table.shape[1], epsilon, self.generator(2, mixed, number))
                 with blaming_the_model():
                     told = self.told(asked, same, other)
@@ -213,58 +202,6 @@ class SampledCoherence:
         for part in stream:
             number = number * 1009 + int(part)
         return torch.Generator().manual_seed(number)
-
-    def trials(self, mixed: bool) -> list[tuple[Trials, Trials]]:
-        """Pairs of prefixes of one state, and of two, for each length that was drawn; where ``mixed`` the
-        second is of another length.
-
-        Raises NotMeasurable where no length has two prefixes of one state, or two states.
-        """
-        rng, (low, high) = self.generator(0, mixed), self.lengths
-        counts = count_words(self.table, 0, high)
-        lengths = range(low, high + 1)
-        offered = [
-            (one, two)
-            for one in lengths
-            for two in (lengths if mixed else [one])
-            if (one != two) == mixed and _states(counts, one, two).any()
-        ]
-        if not offered:
-            if mixed:
-                return []
-            raise NotMeasurable("no state has two prefixes of one of these lengths; change prefix_lengths")
-        drawn = torch.randint(len(offered), (self.pairs,), generator=rng)
-        found = []
-        for number, times in enumerate(torch.bincount(drawn, minlength=len(offered)).tolist()):
-            if times:
-                found.append(self.drawn(counts, *offered[number], times, rng))
-        return found
-
-    def drawn(
-        self, counts: Tensor, one: int, two: int, n: int, rng: torch.Generator
-    ) -> tuple[Trials, Trials]:
-        """``n`` pairs of prefixes of lengths ``one`` and ``two``, of one state and of two."""
-
-        def to(states: Tensor, length: int) -> Tensor:
-            return prefixes_to(self.table, counts[: length + 1], states, rng)
-
-        chance = _states(counts, one, two).double()
-        state = torch.multinomial(chance, n, replacement=True, generator=rng)
-        first, second = to(state, one), to(state, two)
-        while one == two and len(equal := (first == second).all(1).nonzero()[:, 0]):
-            second[equal] = to(state[equal], two)
-        left = torch.multinomial((counts[one] > 0).double(), n, replacement=True, generator=rng)
-        others = (counts[two] > 0).double().repeat(n, 1).scatter(1, left[:, None], 0.0)
-        left, others = left[others.any(1)], others[others.any(1)]
-        right = torch.multinomial(others, 1, generator=rng)[:, 0] if len(left) else left
-        other = Trials((left, right), (to(left, one), to(right, two)))
-        return Trials((state, state), (first, second)), other
-
-
-def _states(counts: Tensor, one: int, two: int) -> Tensor:
-    """The states with distinct prefixes of both lengths."""
-    enough = 2 if one == two else 1
-    return (counts[one] >= enough) & (counts[two] >= enough)
 
 
 def _mean(name: str, values: Tensor) -> Score:
