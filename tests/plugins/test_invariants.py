@@ -36,7 +36,7 @@ def test_the_truth_keeps_its_energy_and_is_its_own_floor():
     assert score.value < 1e-12
     assert score.floor == score.value
     assert score.n == 20
-    slope = Invariants(SYSTEM).score(TRUTH, TRUTH, None)["drift_slope_energy"]
+    slope = Invariants(SYSTEM).score(TRUTH, TRUTH, None)["drift_energy_slope"]
     assert slope.value == slope.floor < 1e-12
     assert slope.units == "(s)-1"
 
@@ -61,7 +61,7 @@ def test_the_scale_may_be_declared():
     assert full == pytest.approx(2 * half)
     slopes = [
         Invariants(SYSTEM, scale={"energy": size})
-        .score(TRUTH, faster(RISE), None)["drift_slope_energy"]
+        .score(TRUTH, faster(RISE), None)["drift_energy_slope"]
         .value
         for size in (1.0, 2.0)
     ]
@@ -128,8 +128,8 @@ def test_an_invariant_that_is_only_rounding_needs_a_declared_scale():
     truth = TRUTH.rows(slice(0, 6)).replace(states=1e-16 * noise)
     moved = truth.replace(states=truth.states + 0.5)
     lost = Invariants(Momentum()).score(truth, moved, None)
-    assert set(lost) == {"drift_momentum", "drift_slope_momentum"}
-    assert "declare scale.momentum" in lost["drift_slope_momentum"].reason
+    assert set(lost) == {"drift_momentum", "drift_momentum_slope"}
+    assert "declare scale.momentum" in lost["drift_momentum_slope"].reason
     assert math.isnan(lost["drift_momentum"].value)
     assert "declare scale.momentum" in lost["drift_momentum"].reason
     declared = Invariants(Momentum(), scale={"momentum": 1.0}).score(truth, moved, None)["drift_momentum"]
@@ -247,7 +247,7 @@ def test_explicit_euler_gains_energy_as_a_power():
 def test_implicit_euler_loses_it_as_its_inverse():
     scores, drift = integrated(implicit)
     assert 1 - drift[-1] == pytest.approx(4.77118457e-5, rel=1e-8)
-    assert scores["drift_slope_energy"].value > 1e-3
+    assert scores["drift_energy_slope"].value > 1e-3
 
 
 def test_runge_kutta_drifts_steadily():
@@ -256,13 +256,13 @@ def test_runge_kutta_drifts_steadily():
     assert scores["drift_energy"].value == drift[-1]
     # (1 - h^6 / 72 + h^8 / 576)^N is a line to 1e-5 of itself.
     rate = (H**6 / 72 - H**8 / 576) / H
-    assert scores["drift_slope_energy"].value == pytest.approx(rate, rel=1e-4)
+    assert scores["drift_energy_slope"].value == pytest.approx(rate, rel=1e-4)
 
 
 def test_the_implicit_midpoint_conserves_a_quadratic_energy():
     scores, _ = integrated(midpoint)
     assert scores["drift_energy"].value < 1e-12
-    assert scores["drift_slope_energy"].value < 1e-14
+    assert scores["drift_energy_slope"].value < 1e-14
 
 
 def test_verlet_oscillates_within_its_bound_and_does_not_drift():
@@ -270,7 +270,7 @@ def test_verlet_oscillates_within_its_bound_and_does_not_drift():
     assert scores["drift_energy"].value == pytest.approx(H**2 / 4, rel=1e-3)
     assert scores["drift_energy"].value <= H**2 / 4 + 1e-12
     # The nearby energy p^2 / 2 + (1 - h^2 / 4) q^2 / 2 is conserved, so the slope is an oscillation's rest.
-    assert scores["drift_slope_energy"].value < 1e-3 * drift.max() / H
+    assert scores["drift_energy_slope"].value < 1e-3 * drift.max() / H
     q, p = 1.0, 0.0
     for _ in range(N):
         q, p = verlet(q, p)
@@ -287,10 +287,10 @@ def test_symplectic_euler_oscillates_within_its_bound():
 
 
 def test_a_slope_needs_two_frames_and_leaves_out_what_is_not_reached():
-    short = Invariants(SYSTEM).score(TRUTH.span(0, 2), TRUTH.span(0, 2), None)["drift_slope_energy"]
+    short = Invariants(SYSTEM).score(TRUTH.span(0, 2), TRUTH.span(0, 2), None)["drift_energy_slope"]
     assert "two frames" in short.reason
     length = torch.full((20, 1), 6)
     ragged = TRUTH.replace(length=length)
-    full = Invariants(SYSTEM).score(ragged, faster(RISE), None)["drift_slope_energy"]
-    cut = Invariants(SYSTEM).score(TRUTH.span(0, 6), faster(RISE).span(0, 6), None)["drift_slope_energy"]
+    full = Invariants(SYSTEM).score(ragged, faster(RISE), None)["drift_energy_slope"]
+    cut = Invariants(SYSTEM).score(TRUTH.span(0, 6), faster(RISE).span(0, 6), None)["drift_energy_slope"]
     assert full.value == pytest.approx(cut.value)

@@ -31,7 +31,7 @@ from worldsim_plugins.metrics.comparison import compare, mean_interval, median, 
 
 
 class Invariants:
-    """drift_<name>, the median over trajectories of the largest drift in time, drift_slope_<name>, that of
+    """drift_<name>, the median over trajectories of the largest drift in time, drift_<name>_slope, that of
     its slope per unit of time, and drift_<name>_time, the median at each time, for every invariant of the
     system; the floor is what the truth itself scores.
     With ``squared`` also squared_error_<name>, the mean over trajectories, draws and times.
@@ -84,7 +84,7 @@ class Invariants:
                 for value in (predicted, true)
             )
             slope = torch.where(both.broken.any(1)[:, None], torch.inf, slope)
-            scores[f"drift_slope_{name}"] = _slopes(
+            scores[f"drift_{name}_slope"] = _slopes(
                 slope, level, found[f"drift_{name}"].reason, self._per_time(truth)
             )
             if self.squared:
