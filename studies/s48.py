@@ -13,9 +13,8 @@ over all words 0.28): a law seldom draws what it hardly accepts. So the bounds f
 and those from below, at 600 steps, on drawn ones: compression over all words was 0.52 on seed 100 by then,
 and 0.64 at 1,200 steps, short of the 0.8 that was asked.
 
-The setting was chosen on seed 100. Walks of 20 moves at 3e-3 had been tried before and were too slow: recall
-there was 0.67 at 600 steps, and seeds 0 and 1 failed. That walks of 32 moves at 5e-3 do better was known from
-seed 0, so that seeds 0 and 1 are not fresh; 2, 3 and 4 are. The bounds were given beforehand.
+The setting was chosen on seed 100, after walks of 20 moves at 3e-3 had been too slow on it and on seeds 0 and
+1. The claim is asked of seeds 10 to 14, which nobody had looked at, with bounds that were given beforehand.
 
 (ii) The same of a continuous world: a GRU of 32 that is told where a double integrator starts and how it is
 pushed must know where it is. Histories whose pushes differ by (a, -a, -a, a) end in one state. The ratio is
@@ -35,7 +34,7 @@ from worldsim_plugins.metrics.sampled_coherence import SampledCoherence
 from worldsim_plugins.systems.automaton import Automaton
 from worldsim_plugins.systems.double_integrator import DoubleIntegrator
 
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS = (10, 11, 12, 13, 14)
 CLAIM = (
     "constant recall 0; at 150 steps validity >= 0.98, compression <= 0.4, recall <= 0.7 over all words; at "
     "600 validity and all drawn scores >= 0.8; double integrator AUC >= 0.99, ratio <= 0.05, constant AUC 0.5"
