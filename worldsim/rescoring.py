@@ -58,9 +58,20 @@ def rescore(
     """
     results = results if isinstance(results, Results) else open_results(results)
     plan = planned(results, metrics, scenarios, plugins)
+    executor = executor or (Local(workers, timeout) if workers else InProcess())
+    return carried_out(results, plan, executor, plugins, on_receipt)
+
+
+def carried_out(
+    results: Results,
+    plan: Rescoring,
+    executor: Executor,
+    plugins: Sequence[str | Path],
+    on_receipt: Callable[[Receipt], None] | None,
+) -> Results:
+    """The results with what ``plan`` says in them."""
     write_plan(results.root, plan.scenarios, plan.cases)
     tasks = [replace(task_of(case, results.root, plugins), train=False) for case in plan.unscored]
-    executor = executor or (Local(workers, timeout) if workers else InProcess())
     for receipt in executor.run(tasks):
         if on_receipt:
             on_receipt(receipt)
@@ -72,7 +83,7 @@ def planned(
 ) -> Rescoring:
     """What ``rescore`` would do; raises as it does."""
     from worldsim.plugins import registry
-    from worldsim.score import scored_parts
+    from worldsim.score import is_scored
 
     for name in scenarios:
         if name not in results.scenarios:
@@ -87,14 +98,9 @@ def planned(
     if not any(store.has_run(entry.key) for entry in entries):
         raise ResultError(f"no rollouts are kept in {results.root}: run the scenarios first")
     refuse_others(results, entries, cases)
-    kept = [case for case in cases if store.has_run(case.key)]
-    unscored = [
-        case
-        for case in kept
-        if not all(store.score_path(case.key, part.key).is_file() for part in scored_parts(case))
-    ]
+    unscored = tuple(case for case in cases if store.has_run(case.key) and not is_scored(case, store))
     left_out = tuple(case.label for case in cases if not store.has_run(case.key))
-    return Rescoring(tuple(read.values()), tuple(cases), tuple(unscored), left_out)
+    return Rescoring(tuple(read.values()), tuple(cases), unscored, left_out)
 
 
 def extended(results: Results, name: str, metrics: Sequence[Any], plugins: Registry) -> Scenario:
@@ -102,10 +108,11 @@ def extended(results: Results, name: str, metrics: Sequence[Any], plugins: Regis
     from worldsim.reading import from_document
 
     document = results.document(name)
-    own = list(document["metrics"])
-    known = [as_mapping(metric) for metric in own]
-    added = [metric for metric in metrics if as_mapping(metric) not in known]
-    return from_document({**document, "metrics": own + added}, name, plugins)
+    listed = list(document["metrics"])
+    for metric in metrics:
+        if as_mapping(metric) not in map(as_mapping, listed):
+            listed.append(metric)
+    return from_document({**document, "metrics": listed}, name, plugins)
 
 
 def as_mapping(metric: Any) -> Mapping[str, Any]:

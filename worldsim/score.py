@@ -12,6 +12,7 @@ from worldsim.errors import NotMeasurable, PluginError, WorldsimError
 from worldsim.params import Component
 from worldsim.protocols import Constraint, Metric, Model, Score, System, Trajectory
 from worldsim.scenario import Case
+from worldsim.store import Store
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ def scored_parts(case: Case) -> list[ScoredPart]:
     parts = [(spec.component, spec.splits or scenario.scored_splits) for spec in scenario.metrics]
     parts += [(component, scenario.scored_splits) for component in scenario.constraints]
     return [ScoredPart(part, splits, case.metric_key(part, splits), case) for part, splits in parts]
+
+
+def is_scored(case: Case, store: Store) -> bool:
+    """Whether every score of ``case`` is kept."""
+    return all(store.score_path(case.key, part.key).is_file() for part in scored_parts(case))
 
 
 def score_with(

@@ -53,6 +53,8 @@ def test_a_metric_that_is_there_is_not_taken_twice(kept):
     metrics = own.document(scenario)["metrics"]
     again = worldsim.rescore(kept, metrics)
     assert again.entries == own.entries
+    twice = worldsim.rescore(kept, ["invariants", {"name": "invariants"}])
+    assert all(set(entry.metrics) == {"rollout", "invariants"} for entry in twice.entries)
 
 
 def test_what_is_missing_of_its_own_metrics_is_computed(kept):

@@ -178,11 +178,10 @@ def planned(
 
 
 def state_of(case: Case, store: Any) -> str:
-    from worldsim.score import scored_parts
+    from worldsim.score import is_scored
 
     if store.has_run(case.key):
-        scored = all(store.score_path(case.key, part.key).is_file() for part in scored_parts(case))
-        return "kept" if scored else "score"
+        return "kept" if is_scored(case, store) else "score"
     return "retry" if store.failure_path(case.key).is_file() else "run"
 
 

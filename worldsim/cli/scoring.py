@@ -55,6 +55,7 @@ def score(
     from worldsim.cli import SOME_FAILED
     from worldsim.cli.progress import progress
     from worldsim.cli.running import report_or_hint
+    from worldsim.executors import InProcess, Local
 
     known = known_plugins(plugins)
     warn_about(known)
@@ -72,9 +73,8 @@ def score(
             failed += receipt.status == "failed"
             finished(receipt)
 
-        scored = rescoring.rescore(
-            found, asked, scenarios=scenarios, workers=workers, plugins=plugins, on_receipt=receive
-        )
+        executor = Local(workers) if workers else InProcess()
+        scored = rescoring.carried_out(found, plan, executor, plugins, receive)
     print_tables(scored)
     if plan.left_out:
         shown = ", ".join(plan.left_out[:5]) + (", ..." if len(plan.left_out) > 5 else "")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -108,9 +108,6 @@ class SDE:
     args: tuple[Tensor, ...] = ()
     noise: Literal["diagonal", "additive", "scalar", "general"] = "diagonal"
     calculus: Literal["ito", "stratonovich"] = "ito"
-
-
-Term = TypeVar("Term", ODE, Separable, Hamiltonian, SDE)
 
 
 def of_rows(term: Any, index: Tensor) -> Any:
