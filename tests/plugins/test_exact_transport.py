@@ -218,14 +218,15 @@ def test_nominal_intervals_cover_the_expectation(distance, d):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "d"), [(64, 1), (64, 2), (512, 1), (512, 2)])
-def test_the_coverage_of_a_thousand_intervals(n, d):
-    values, errors = repeated(wasserstein2, n, d, 1000)
-    share = covered(values, errors)
-    # Near the line's normal limit only from some hundred points on: 0.90 at n = 64, d = 1.
-    slack = 3 * (0.9 * 0.1 / 1000) ** 0.5
-    print(f"n={n} d={d}: {share:.3f}, error {float(errors.mean()):.4f}, spread {float(values.std()):.4f}")
-    assert 0.9 - slack <= share <= 0.98
+@pytest.mark.parametrize(("n", "d", "least", "most"), [(64, 1, 0.87, 0.93), (64, 2, 0.87, 0.95)])
+def test_intervals_of_few_points_are_too_short_as_the_module_says(n, d, least, most):
+    assert least < covered(*repeated(wasserstein2, n, d, 1000)) < most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("d", [1, 2])
+def test_the_coverage_of_a_thousand_intervals(d):
+    assert 0.93 <= covered(*repeated(wasserstein2, 512, d, 1000)) <= 0.97
 
 
 @pytest.mark.parametrize("distance", [lambda x, y: unbalanced(x, y, 2.0, tolerance=1e-2), gromov_wasserstein])
