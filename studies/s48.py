@@ -99,7 +99,7 @@ def trained_in_the_maze(system, seed, checkpoints):
     """The scores at each checkpoint."""
     truth, test, found = walks(system, 2000, seed), walks(system, 100, 1000 + seed), {}
     with forked(seed):
-        model = Sequence(system, truth, cell="gru", width=64)
+        model = Sequence(system, truth, width=64)
         optimiser = torch.optim.Adam(model.parameters(), RATE)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, DECAY)
         for step in range(1, max(checkpoints) + 1):

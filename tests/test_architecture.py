@@ -29,7 +29,7 @@ LAYERS = [
 """From the top down; a module may import those beside it and below it."""
 
 PUBLIC = {"worldsim", "worldsim.protocols"}
-DEFAULTS = {("dynamics", "solvers")}
+DEFAULTS = {("dynamics", "solvers"), ("generators", "backbones")}
 """A model picks its own default for a component nested in it, so it may import that noun's plugins."""
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from worldsim.errors import NotMeasurable
-from worldsim.protocols import HasAutomaton, HasForecast, Restartable, System, Trajectory
+from worldsim.protocols import HasAutomaton, HasForecast, HasNextToken, Restartable, System, Trajectory
 from worldsim.truth import reached
 
 EXACT = "donot_use_mm_for_euclid_dist"
@@ -157,6 +157,9 @@ class Truth(Baseline):
         return _future(context, times, states.expand(-1, draws, *states.shape[2:]))
 
     def law(self, tokens: Tensor, size: int) -> Tensor:
+        """The system's own law where it gives one; else every legal token is as likely."""
+        if isinstance(self.system, HasNextToken):
+            return self.system.next_token(tokens)
         return self.law_at(self.state_after(tokens))
 
     def state_after(self, tokens: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The hooks. Six give a mapping from a name to a builder, one gives a folder, three watch.
+"""The hooks. Seven give a mapping from a name to a builder, one gives a folder, three watch.
 
 A builder is any callable, often the class itself. Its **positional** parameters are given by worldsim,
 by name; its **keyword-only** parameters are the keys a scenario may write, checked against their
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from worldsim.protocols import Constraint, Dynamics, Generator, Metric, Solver, System
+    from worldsim.protocols import Backbone, Constraint, Dynamics, Generator, Metric, Solver, System
     from worldsim.scenario import Case
 
 ENTRY_POINT_GROUP = "worldsim.plugins"
@@ -55,6 +55,11 @@ def worldsim_metrics() -> Mapping[str, Callable[..., Metric]]:  # type: ignore[e
 @hookspec
 def worldsim_solvers() -> Mapping[str, Callable[..., Solver]]:  # type: ignore[empty-body]
     """Integrators, named inside the model that uses them. Builder: ``builder(*, ...)``."""
+
+
+@hookspec
+def worldsim_backbones() -> Mapping[str, Callable[..., Backbone]]:  # type: ignore[empty-body]
+    """Networks over sequences, named inside the generator that uses them. Builder: ``builder(*, ...)``."""
 
 
 @hookspec

@@ -34,6 +34,7 @@ HOOKS = {
     "constraint": "worldsim_constraints",
     "metric": "worldsim_metrics",
     "solver": "worldsim_solvers",
+    "backbone": "worldsim_backbones",
 }
 """Noun -> the hook that gives it."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_che
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Start: TypeAlias = Any
 """Where a system begins: opaque to everyone but the system (a state, an epoch, a seed and an action log)."""
@@ -209,6 +209,20 @@ class Solver(Protocol):
         """From ``state`` ``[trajectory, *state]`` at ``times[0]`` to ``[trajectory, time, *state]``."""
 
 
+class Backbone(Protocol):
+    """What carries information along a sequence; named in YAML inside the generator that uses it."""
+
+    causal: bool
+    """Whether position t of the output depends on positions up to t alone."""
+
+    def layers(self, width: int) -> nn.Module:
+        """A network from features ``[batch, time, width]`` to the same shape, for any time.
+
+        Its weights come from torch's default generator, which the caller seeds. Raises ValueError where
+        it cannot have this width.
+        """
+
+
 # Capabilities: what a component can do beyond its noun. A component says what it needs, and
 # `worldsim validate` refuses a scenario that does not give it before anything is computed.
 
@@ -298,6 +312,14 @@ class HasNextToken(Protocol):
 
     def next_token(self, tokens: Tensor) -> Tensor:
         """Float64 probabilities ``[n, token]`` after the prefixes ``tokens`` ``[n, length]``, length >= 0."""
+
+
+@runtime_checkable
+class HasTokenLaws(Protocol):
+    """A model over tokens that gives the laws along a word in one pass, as networks can."""
+
+    def token_laws(self, tokens: Tensor) -> Tensor:
+        """Float64 ``[n, length + 1, token]``: entry i is ``next_token(tokens[:, :i])``."""
 
 
 @runtime_checkable

@@ -30,6 +30,7 @@ NOUN_OF: dict[Any, str] = {
     protocols.Constraint: "constraint",
     protocols.Metric: "metric",
     protocols.Solver: "solver",
+    protocols.Backbone: "backbone",
 }
 """A protocol as an annotation -> the noun whose components may stand there."""
 

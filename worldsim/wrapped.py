@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from worldsim import seeds
-from worldsim.protocols import Constraint, HasLatent, HasNextToken, Model, Trajectory
+from worldsim.protocols import Constraint, HasLatent, HasNextToken, HasTokenLaws, Model, Trajectory
 from worldsim.truth import concatenate, reached
 from worldsim_kernels.project import gauss_newton_step, project
 
@@ -94,6 +94,8 @@ class Wrapped(nn.Module):
             self.latent_of = self._latent_of
         if isinstance(self.inner, HasNextToken):
             self.next_token = self._next_token
+        if isinstance(self.inner, HasTokenLaws):
+            self.token_laws = self._token_laws
         self.eval()
 
     def _adopt(self, kind: str, dtype: torch.dtype) -> None:
@@ -125,6 +127,11 @@ class Wrapped(nn.Module):
         """The inner model's law of the next token."""
         law: Tensor = self.inner.next_token(tokens)
         return law
+
+    def _token_laws(self, tokens: Tensor) -> Tensor:
+        """The inner model's laws along ``tokens``."""
+        laws: Tensor = self.inner.token_laws(tokens)
+        return laws
 
     @torch.no_grad()
     def _latent_of(self, context: Trajectory, generator: torch.Generator) -> Tensor:

@@ -80,7 +80,30 @@ class Leapfrog:
         return torch.cat([q, p + h / 2 * dynamics.force_of(q)], -1)
 
 
-GOOD = {"system": World, "dynamics": Model, "constraint": Energy, "metric": Error, "solver": Leapfrog}
+class Averages:
+    """The mean of the frames so far."""
+
+    causal = True
+
+    def layers(self, width):
+        return Mean()
+
+
+class Mean(torch.nn.Module):
+    """Of features [batch, time, width] up to each frame."""
+
+    def forward(self, x):
+        return x.cumsum(1) / torch.arange(1, x.shape[1] + 1, dtype=x.dtype)[:, None]
+
+
+GOOD = {
+    "system": World,
+    "dynamics": Model,
+    "constraint": Energy,
+    "metric": Error,
+    "solver": Leapfrog,
+    "backbone": Averages,
+}
 HOOKS = {noun: f"worldsim_{noun}{'' if noun == 'dynamics' else 's'}" for noun in GOOD}
 
 
@@ -252,6 +275,29 @@ class NoDescription(World):
 
 
 NoWords.__doc__ = None
+
+
+class LooksAhead(Averages):
+    """The mean of all frames."""
+
+    def layers(self, width):
+        return Whole()
+
+
+class Whole(torch.nn.Module):
+    """Of features [batch, time, width], everywhere."""
+
+    def forward(self, x):
+        return x.mean(1, keepdim=True).expand_as(x)
+
+
+class Forgetful(Averages):
+    """Each frame by itself."""
+
+    def layers(self, width):
+        return torch.nn.Linear(width, width)
+
+
 BAD = [
     ("system", TouchesGlobalRandomness, "never from a global one"),
     ("system", Forgets, "same states from the same generator"),
@@ -277,6 +323,8 @@ BAD = [
     ("solver", Euler, "order 2 when the step is halved"),
     ("solver", NotSymplectic, "area kept by a symplectic method"),
     ("solver", NoWords, "a docstring"),
+    ("backbone", LooksAhead, "does not look ahead"),
+    ("backbone", Forgetful, "to depend on the first frame"),
 ]
 
 

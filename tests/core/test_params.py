@@ -446,7 +446,8 @@ def test_builders_that_are_not_plain_functions(registry):
 
 def test_the_schema_names_every_component_with_its_documentation(registry):
     definitions = json_schema(registry, {"constraint": {"weight": {"type": "number"}}})["definitions"]
-    assert set(definitions) == {"system", "model", "dynamics", "generator", "constraint", "metric", "solver"}
+    nouns = {"system", "model", "dynamics", "generator", "constraint", "metric", "solver", "backbone"}
+    assert set(definitions) == nouns
     pendulum, spring, bare = definitions["system"]["oneOf"]
     assert pendulum["properties"]["name"] == {"const": "pendulum"}
     assert pendulum["required"] == ["name", "energy"]

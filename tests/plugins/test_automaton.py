@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from worldsim.baselines import Truth
 from worldsim.protocols import HasAutomaton, HasNextToken
 from worldsim_plugins.metrics.myhill_nerode import (
     all_prefixes,
@@ -168,3 +169,94 @@ def test_sampled_prefixes_are_uniform_over_those_of_their_class():
     assert torch.equal(known, (every[ends == 1] @ code).sort().values)
     expected = 2000 / len(known)
     assert ((counts - expected).abs() < 5 * expected**0.5).all()
+
+
+def test_othello_on_four_squares_a_side():
+    """Four first moves alike by symmetry; games of 1 to 5 moves by listing them on a board of characters."""
+    system = Automaton(preset="othello")
+    table = system.transitions()
+    assert system.alphabet[-2:] == ("pass", "end")
+    assert len(table) == 58_533
+    counts = torch.zeros(len(table), dtype=torch.int64)
+    counts[system.initial] = 1
+    games = []
+    for _ in range(5):
+        after = torch.zeros_like(counts)
+        for way in table[:, :-2].T:  # without a pass
+            after.index_add_(0, way[way >= 0], counts[way >= 0])
+        counts = after
+        games.append(int(counts.sum()))
+    assert games == [len(words) for words in othello_by_hand(5)]
+
+
+def othello_by_hand(length):
+    """Words of 1 .. ``length`` moves, the board a dictionary of colours."""
+    start = {(1, 2): "b", (2, 1): "b", (1, 1): "w", (2, 2): "w"}
+    games = [((), start, "b")]
+    for _ in range(length):
+        longer = []
+        for word, board, colour in games:
+            other = "w" if colour == "b" else "b"
+            for row in range(4):
+                for column in range(4):
+                    taken = [] if (row, column) in board else turned(board, row, column, colour, other)
+                    if taken:
+                        after = {**board, (row, column): colour, **dict.fromkeys(taken, colour)}
+                        longer.append(((*word, (row, column)), after, other))
+        games = longer
+        yield games
+
+
+def turned(board, row, column, mine, other):
+    found = []
+    for down in (-1, 0, 1):
+        for right in (-1, 0, 1):
+            run, at = [], (row + down, column + right)
+            while board.get(at) == other and (down or right):
+                run.append(at)
+                at = at[0] + down, at[1] + right
+            found += run if board.get(at) == mine else []
+    return found
+
+
+def test_every_third_hidden_bit_is_the_exclusive_or_of_the_two_before():
+    system = Automaton(preset="hidden_xor")
+    times = torch.arange(12, dtype=torch.float64)
+    bits = system.simulate(system.sample(200, generator()), times, None, generator()).states[:, 0]
+    first, second, third = bits.reshape(200, 4, 3).unbind(2)
+    assert torch.equal(third, first ^ second)
+    assert 0.4 < float(first.double().mean()) < 0.6
+
+
+@pytest.mark.parametrize("policy", ["shortest_path", "shortest_paths"])
+def test_a_policy_goes_the_shortest_way_and_noise_strays(policy):
+    city = {"preset": "routes", "rows": 4, "columns": 4, "seed": 1}
+    system = Automaton(**city, policy=policy)
+    times = torch.arange(20, dtype=torch.float64)
+    walks = system.simulate(system.sample(64, generator()), times, None, generator())
+    end = system.alphabet.index("end")
+    assert bool((walks.states == end).any(2).all())
+    law = system.next_token(walks.states[:, 0, :2])
+    assert (law > 0).sum(1).max() == (1 if policy == "shortest_path" else 2)
+    # By breadth-first search over the table: no route takes longer.
+    steps = (walks.states == end).int().argmax(2)[:, 0] - 2
+    table, start = system.transitions(), walks.observables["automaton_state"][:, 0, 1]
+    legal_end = table[:, end] >= 0
+    for route, needed in zip(start.tolist(), steps.tolist()):
+        frontier, distance = {route}, 0
+        while not any(bool(legal_end[state]) for state in frontier):
+            frontier = {int(t) for state in frontier for t in table[state] if t >= 0}
+            distance += 1
+        assert distance == needed
+    noisy = Automaton(**city, policy=policy, noise=0.3).next_token(walks.states[:, 0, :2])
+    uniform = Automaton(**city).next_token(walks.states[:, 0, :2])
+    torch.testing.assert_close(noisy, 0.7 * law + 0.3 * uniform)
+    with pytest.raises(ValueError, match="only preset: routes has one"):
+        Automaton(preset="lattice", policy=policy)
+
+
+def test_the_baseline_truth_follows_the_policy():
+    system = Automaton(preset="routes", rows=3, columns=3, policy="shortest_path")
+    walks = system.simulate(system.sample(8, generator()), torch.arange(9.0).double(), None, generator())
+    law = Truth(system, walks).next_token(walks.states[:, 0, :3])
+    assert torch.equal(law, system.next_token(walks.states[:, 0, :3]))

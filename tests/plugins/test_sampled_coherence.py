@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from worldsim import NotMeasurable
+from worldsim.protocols import HasTokenLaws
 from worldsim_plugins.generators.believed_automaton import BelievedAutomaton
 from worldsim_plugins.metrics.policies import policy_scores
 from worldsim_plugins.metrics.sampled_coherence import SampledCoherence
@@ -49,8 +50,7 @@ def test_sampled_values_are_the_exact_ones(belief, states, precision, recall):
     if belief == "true":
         for name, score in scores.items():
             if score.better:
-                assert score.value == 1.0, name
-                assert score.interval[1] == 1.0
+                assert score.value == score.interval[1] == float(score.better == "higher"), name
         assert scores["distinction_recall"].interval[0] == pytest.approx(0.05 ** (1 / 200))
     else:
         expected = 0.947179 if states == 4 else 1.0
@@ -189,3 +189,27 @@ def test_shortest_ways_know_the_map_and_score_low_by_the_policy():
     assert expected["distinction_precision"] < 0.9
     for name in ("distinction_recall", "distinction_precision", "compression_both"):
         assert scores[f"{name}_legality"].value == 1.0
+
+
+def test_laws_along_a_word_are_those_after_its_prefixes():
+    """One pass or many, and prefixes of two lengths in one table, give the same scores."""
+    system = Automaton(preset="lattice")
+    alone = SimpleNamespace(next_token=system.next_token)
+    assert isinstance(system, HasTokenLaws)
+    assert not isinstance(alone, HasTokenLaws)
+    together, apart = (scored(system, model, **SMALL) for model in (system, alone))
+    assert {name: score.value for name, score in together.items()} == pytest.approx(
+        {name: score.value for name, score in apart.items()}, nan_ok=True
+    )
+
+
+def test_fidelity_is_the_distance_of_the_next_token_from_the_truth():
+    """A uniform law is (3 - k) / 3 from one that is uniform over k of 3 tokens."""
+    model = SimpleNamespace(next_token=lambda tokens: torch.full((len(tokens), 3), 1 / 3))
+    times = torch.arange(12, dtype=torch.float64)
+    truth = LATTICE.simulate(LATTICE.sample(64, generator()), times, None, generator())
+    here = LATTICE.token_laws(truth.states[:, 0])[:, :-1]
+    expected = float(((3 - (here > 0).sum(2)) / 3.0).mean())
+    found = SampledCoherence(LATTICE, **SMALL).score(truth, truth, model)["fidelity"]
+    assert found.value == pytest.approx(expected)
+    assert found.better == "lower"

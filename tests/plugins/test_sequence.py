@@ -7,6 +7,10 @@ import torch
 
 from worldsim import Trajectory
 from worldsim.protocols import HasNextToken
+from worldsim_plugins.backbones.linear_attention import LinearAttention
+from worldsim_plugins.backbones.recurrent import Recurrent
+from worldsim_plugins.backbones.ssm import SSM
+from worldsim_plugins.backbones.transformer import Transformer
 from worldsim_plugins.generators.believed_automaton import BelievedAutomaton
 from worldsim_plugins.generators.sequence import Sequence
 from worldsim_plugins.systems.automaton import Automaton
@@ -32,9 +36,19 @@ def built(system, truth, **options) -> Sequence:
         return Sequence(system, truth, **options)
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm", "transformer"])
-def test_the_law_is_causal_normalised_and_starts_at_the_empty_prefix(lattice, truth, cell):
-    model = built(lattice, truth, cell=cell, width=16, depth=2).double()
+BACKBONES = [
+    Recurrent(depth=2),
+    Recurrent(cell="lstm"),
+    Transformer(),
+    LinearAttention(),
+    LinearAttention(gated=True),
+    SSM(states=4),
+]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES, ids=lambda one: f"{type(one).__name__}-{vars(one)}")
+def test_the_law_is_causal_normalised_and_starts_at_the_empty_prefix(lattice, truth, backbone):
+    model = built(lattice, truth, backbone=backbone, width=16).double()
     assert isinstance(model, HasNextToken)
     tokens = truth.states[:8, 0]
     laws = model(tokens).softmax(-1)
@@ -123,3 +137,14 @@ def test_a_belief_about_tokens_that_are_not_there_is_refused():
         BelievedAutomaton(light, belief="odd_refusal")
     with pytest.raises(ValueError, match="needs an automaton"):
         BelievedAutomaton(object())
+
+
+def test_a_backbone_that_looks_ahead_or_does_not_fit_is_refused(lattice, truth):
+    ahead = Transformer()
+    ahead.causal = False
+    with pytest.raises(ValueError, match="looks ahead; the next token needs a causal one"):
+        built(lattice, truth, backbone=ahead)
+    with pytest.raises(ValueError, match="3 heads of a width of 16"):
+        built(lattice, truth, width=16, backbone=Transformer(heads=3))
+    with pytest.raises(ValueError, match="even number of channels"):
+        built(lattice, truth, width=20, backbone=Transformer(heads=4))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from worldsim.plugins import HOOKS, Provider, Registry, registry
+from worldsim.testing.backbones import check_backbone
 from worldsim.testing.builders import check_builder, checked_component
 from worldsim.testing.checks import Checks
 from worldsim.testing.models import check_model
@@ -110,6 +111,8 @@ def _check(
         checks.run(check_system, lambda: part.build(plugins), step)
     elif noun == "solver":
         checks.run(check_solver, lambda: part.build(plugins))
+    elif noun == "backbone":
+        checks.run(check_backbone, lambda: part.build(plugins))
     elif noun == "constraint":
         checks.run(check_constraint, lambda system: part.build(plugins, system=system), worlds)
     elif noun == "metric":

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from worldsim import Trajectory, hookimpl
 from worldsim.protocols import HasAutomaton, System
+from worldsim_kernels.shortest_ways import shortest_ways
 from worldsim_plugins.generators.sequence import sampled_continuation
 
 LATTICE = ("L", "0", "R")
@@ -123,14 +124,7 @@ def nearer(table: Tensor, end: int, first: bool) -> Tensor:
     move that brings it nearer, or the ``first`` of them alone. The tokens after ``end`` in the alphabet name
     places, and all that are legal are taken."""
     legal = table >= 0
-    distance = torch.where(legal[:, end], 0.0, torch.inf)
-    for _ in range(len(table)):
-        after = torch.where(legal, distance[table.clamp(min=0)], torch.inf)
-        better = torch.minimum(distance, after.amin(1) + 1)
-        if torch.equal(better, distance):
-            break
-        distance = better
-    chosen = legal & (after < distance[:, None])
+    chosen = shortest_ways(table, legal[:, end])
     chosen[legal[:, end], end] = True
     if first:
         chosen &= chosen.cumsum(1) == 1

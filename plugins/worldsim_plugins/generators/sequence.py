@@ -1,15 +1,13 @@
 """A small autoregressive model over tokens: p(a_t | a_1 ... a_{t-1}), trained by cross entropy.
 
-A start symbol stands before the first token, so that the empty prefix has a law too. Cells: the gated
-recurrent unit (Cho et al. 2014), long short-term memory (Hochreiter and Schmidhuber 1997), and the causal
-transformer (Vaswani et al. 2017) with sinusoidal positions.
+A start symbol stands before the first token, so that the empty prefix has a law too. What carries the past
+forward is a backbone.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -17,14 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldsim import Trajectory, hookimpl
-from worldsim.protocols import HasAutomaton, System
+from worldsim.protocols import Backbone, HasAutomaton, System
+from worldsim_plugins.backbones.recurrent import Recurrent
 
 
 class Sequence(nn.Module):
     """Next-token model of tokens ``[trajectory, 1, time]`` int64.
 
     Sequences start where the world starts: train it on whole trajectories (leave ``fit.window`` unset) and
-    give contexts from the first token on. Raises ValueError when the states are not tokens.
+    give contexts from the first token on. Raises ValueError when the states are not tokens, or the backbone
+    is not causal.
     """
 
     scaling = "none"
@@ -34,18 +34,23 @@ class Sequence(nn.Module):
         system: System,
         truth: Trajectory,
         *,
-        cell: Annotated[
-            Literal["gru", "lstm", "transformer"], Field(description="what carries the past forward")
-        ] = "gru",
         width: Annotated[int, Field(ge=4, le=4096, multiple_of=4, description="features per token")] = 64,
-        depth: Annotated[int, Field(ge=1, le=64, description="layers")] = 1,
+        backbone: Annotated[
+            Backbone | None,
+            Field(
+                description="what carries the past forward; one layer of gated recurrent units when left out"
+            ),
+        ] = None,
     ) -> None:
         super().__init__()
         self.vocabulary = vocabulary_size(system, truth)
         self.embedding = nn.Embedding(self.vocabulary + 1, width)
-        self.body = (
-            CausalTransformer(width, depth) if cell == "transformer" else Recurrent(cell, width, depth)
-        )
+        backbone = backbone or Recurrent()
+        if not backbone.causal:
+            raise ValueError(
+                f"backbone: {type(backbone).__name__} looks ahead; the next token needs a causal one"
+            )
+        self.body = backbone.layers(width)
         self.head = nn.Linear(width, self.vocabulary)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -74,11 +79,15 @@ class Sequence(nn.Module):
         """The features after the last token of ``context``, ``[trajectory, width]``; nothing is drawn."""
         return self.features(context.states[:, 0].to(self.head.weight.device))[:, -1]
 
-    @torch.no_grad()
     def next_token(self, tokens: Tensor) -> Tensor:
         """Probabilities ``[n, token]`` float64 after the prefixes ``[n, length]`` (length >= 0)."""
+        return self.token_laws(tokens)[:, -1]
+
+    @torch.no_grad()
+    def token_laws(self, tokens: Tensor) -> Tensor:
+        """The same after each of the first 0, 1, ... ``length`` tokens, ``[n, length + 1, token]``."""
         device = self.head.weight.device
-        return self(tokens.long().to(device))[:, -1].double().softmax(-1).to(tokens.device)
+        return self(tokens.long().to(device)).double().softmax(-1).to(tokens.device)
 
     def rollout(
         self,
@@ -90,45 +99,6 @@ class Sequence(nn.Module):
     ) -> Trajectory:
         """Sampled continuations ``[trajectory, draw, time]``; frame 0 is the context's last token."""
         return sampled_continuation(self.next_token, context, times, draws, generator)
-
-
-class Recurrent(nn.Module):
-    """A GRU or an LSTM: features ``[n, length, width]`` to the same shape, causal."""
-
-    def __init__(self, cell: str, width: int, depth: int) -> None:
-        super().__init__()
-        kind = {"gru": nn.GRU, "lstm": nn.LSTM}[cell]
-        self.cell = kind(width, width, depth, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.cell(x)[0]
-
-
-class CausalTransformer(nn.Module):
-    """Pre-norm transformer in which position i sees positions up to i; four heads."""
-
-    def __init__(self, width: int, depth: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
-            for _ in range(depth)
-        )
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        length = x.shape[1]
-        future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
-        x = x + sinusoidal_positions(length, x.shape[2]).to(x)
-        for layer in self.layers:
-            x = layer(x, src_mask=future)
-        return self.norm(x)
-
-
-def sinusoidal_positions(length: int, width: int) -> Tensor:
-    """``[length, width]``: sines and cosines of wavelengths from 2 pi to 20000 pi (Vaswani et al. 2017)."""
-    rate = torch.exp(-math.log(10000.0) * torch.arange(0, width, 2) / width)
-    angle = torch.arange(length)[:, None] * rate
-    return torch.cat([angle.sin(), angle.cos()], 1)
 
 
 def vocabulary_size(system: System, truth: Trajectory) -> int:

@@ -14,6 +14,7 @@ word w (the A^d words in lexicographic order), the probability of each of the A 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -67,21 +68,29 @@ def suffix_tree(
 
 
 def law_after(next_token: NextToken, tokens: Tensor, size: int, batch: int = 1024) -> Tensor:
-    """The law ``[n, size]`` float64 after ``tokens [n, length]``, asked for a ``batch`` at a time."""
-    return torch.cat([_law(next_token, part, size) for part in tokens.split(batch)])
+    """The law ``[n, size]`` float64 after ``tokens [n, length]``: asked once for each of them that differ, a
+    ``batch`` at a time."""
+    once, row = tokens.unique(dim=0, return_inverse=True) if tokens.shape[1] else (tokens[:1], 0)
+    laws = torch.cat([_checked(next_token(part), len(part), size) for part in once.split(batch)])
+    return laws[row] if tokens.shape[1] else laws.expand(len(tokens), size)
 
 
-def _law(next_token: NextToken, tokens: Tensor, size: int) -> Tensor:
-    law = next_token(tokens).detach().double().cpu()
-    if tuple(law.shape) != (len(tokens), size):
-        raise ValueError(
-            f"next_token must give [n, token] = {[len(tokens), size]}, it gave {list(law.shape)}"
-        )
-    bad = ~(torch.isfinite(law) & (law >= 0)).all(1)
+def laws_along(token_laws: NextToken, tokens: Tensor, size: int, last: int, batch: int = 1024) -> Tensor:
+    """The ``last`` laws ``[n, last, size]`` of those after 0, 1, ... all of ``tokens [n, length]``, from a
+    model that gives them together."""
+    once, row = tokens.unique(dim=0, return_inverse=True)
+    shape = (tokens.shape[1] + 1, size)
+    parts = [_checked(token_laws(part), len(part), *shape)[:, -last:] for part in once.split(batch)]
+    return torch.cat(parts)[row]
+
+
+def _checked(given: Tensor, *shape: int) -> Tensor:
+    law = given.detach().double().cpu()
+    if tuple(law.shape) != shape:
+        raise ValueError(f"a law of the next token must be {list(shape)} here, it is {list(law.shape)}")
+    bad = ~(torch.isfinite(law) & (law >= 0)).flatten(1).all(1)
     if bool(bad.any()):
-        raise ValueError(
-            f"next_token gave {int(bad.sum())} laws of {len(law)} that are negative or not finite"
-        )
+        raise ValueError(f"{int(bad.sum())} laws of {len(law)} are negative or not finite")
     return law
 
 
@@ -220,33 +229,41 @@ def all_prefixes(transitions: Tensor, initial: int, length: int) -> tuple[Tensor
     return prefixes, states
 
 
-def prefixes_to(transitions: Tensor, counts: Tensor, ends: Tensor, generator: torch.Generator) -> Tensor:
+@dataclass(frozen=True)
+class Backwards:
+    """An automaton read from the end: ``source`` and ``token`` of each edge, and the edges into each state,
+    ``incoming [state, most]``, -1 where fewer."""
+
+    source: Tensor
+    token: Tensor
+    incoming: Tensor
+
+    @staticmethod
+    def of(transitions: Tensor) -> Backwards:
+        source, token = torch.nonzero(transitions >= 0, as_tuple=True)
+        target = transitions[source, token]
+        degree = torch.bincount(target, minlength=len(transitions))
+        order = target.argsort(stable=True)
+        rank = torch.arange(len(order)) - (degree.cumsum(0) - degree)[target[order]]
+        incoming = torch.full((len(transitions), int(degree.max())), -1)
+        incoming[target[order], rank] = order
+        return Backwards(source, token, incoming)
+
+
+def prefixes_to(back: Backwards, counts: Tensor, ends: Tensor, generator: torch.Generator) -> Tensor:
     """A valid word ``[n, length]`` to each of the states ``ends [n]``, uniform among all such words.
 
     ``counts`` is ``count_words`` up to that length. Drawn backwards from the last state, each edge weighted
     by the number of ways to get to it.
     """
     length = len(counts) - 1
-    source, token, incoming = _incoming(transitions)
     here, tokens = ends, torch.zeros(len(ends), length, dtype=torch.int64)
     for step in range(length - 1, -1, -1):
-        edges = incoming[here]
-        weights = torch.where(edges < 0, 0.0, counts[step, source[edges]])
+        edges = back.incoming[here]
+        weights = torch.where(edges < 0, 0.0, counts[step, back.source[edges]])
         edge = edges.gather(1, torch.multinomial(weights, 1, generator=generator))[:, 0]
-        here, tokens[:, step] = source[edge], token[edge]
+        here, tokens[:, step] = back.source[edge], back.token[edge]
     return tokens
-
-
-def _incoming(transitions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Source and token of each edge, and the edges into each state ``[state, most]``, -1 where fewer."""
-    source, token = torch.nonzero(transitions >= 0, as_tuple=True)
-    target = transitions[source, token]
-    degree = torch.bincount(target, minlength=len(transitions))
-    order = target.argsort(stable=True)
-    rank = torch.arange(len(order)) - (degree.cumsum(0) - degree)[target[order]]
-    incoming = torch.full((len(transitions), int(degree.max())), -1)
-    incoming[target[order], rank] = order
-    return source, token, incoming
 
 
 def sampled_prefixes(
@@ -258,4 +275,4 @@ def sampled_prefixes(
     reached = [c for c in classes.unique().tolist() if counts[length, classes == c].sum() > 0]
     weights = torch.stack([counts[length] * (classes == c) for c in reached])
     ends = torch.multinomial(weights, each, replacement=True, generator=generator).flatten()
-    return prefixes_to(transitions, counts, ends, generator), ends
+    return prefixes_to(Backwards.of(transitions), counts, ends, generator), ends

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from worldsim import NotMeasurable
-from worldsim_plugins.metrics.myhill_nerode import count_words, prefixes_to
+from worldsim_plugins.metrics.myhill_nerode import Backwards, count_words, prefixes_to
+
+ABSENT = -2
+"""Stands before the first token of a prefix that is shorter than others of its table."""
 
 
 @dataclass(frozen=True)
 class Trials:
-    """Pairs of prefixes of two lengths: their ``states`` and ``prefixes``, ``[n]`` and ``[n, length]``."""
+    """Pairs of prefixes: their two ``states`` ``[n]`` and ``prefixes`` ``[n, longest]``, which end at the
+    right and have ABSENT before them."""
 
     states: tuple[Tensor, Tensor]
     prefixes: tuple[Tensor, Tensor]
@@ -24,9 +29,9 @@ class Trials:
 
 def prefix_trials(
     table: Tensor, lengths: range, n: int, mixed: bool, rng: torch.Generator
-) -> list[tuple[Trials, Trials]]:
-    """``n`` pairs of prefixes of one state of the minimal ``table`` and as many of two, by length; where
-    ``mixed`` the second is of another length (none where no state has prefixes of two lengths).
+) -> tuple[Trials, Trials] | None:
+    """``n`` pairs of prefixes of one state of the minimal ``table`` and as many of two; where ``mixed`` the
+    second is of another length (None where no state has prefixes of two lengths).
 
     Raises NotMeasurable where no length has two prefixes of one state.
     """
@@ -40,31 +45,68 @@ def prefix_trials(
     if not offered and not mixed:
         raise NotMeasurable("no state has two prefixes of one of these lengths; change prefix_lengths")
     if not offered:
-        return []
+        return None
     drawn = torch.randint(len(offered), (n,), generator=rng)
     times = torch.bincount(drawn, minlength=len(offered)).tolist()
-    return [_drawn(table, counts, *pair, count, rng) for pair, count in zip(offered, times) if count]
+    back = Backwards.of(table)
+    parts = [_drawn(back, counts, *pair, count, rng) for pair, count in zip(offered, times) if count]
+    same, other = ([part[which] for part in parts] for which in (0, 1))
+    return _joined(same, lengths[-1]), _joined(other, lengths[-1])
+
+
+def _joined(parts: list[Trials], longest: int) -> Trials:
+    def padded(side: int) -> Tensor:
+        return torch.cat([pad(part.prefixes[side], longest) for part in parts])
+
+    states = [torch.cat([part.states[side] for part in parts]) for side in (0, 1)]
+    return Trials((states[0], states[1]), (padded(0), padded(1)))
+
+
+def pad(prefixes: Tensor, longest: int) -> Tensor:
+    """``prefixes [n, length]`` as ``[n, longest]``."""
+    return torch.nn.functional.pad(prefixes, (longest - prefixes.shape[1], 0), value=ABSENT)
+
+
+def by_length(tokens: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
+    """``ask`` for the rows of each length together, without what is ABSENT before them."""
+    absent = (tokens == ABSENT).sum(1)
+    found: Tensor | None = None
+    for number in absent.unique().tolist():
+        rows = absent == number
+        given = ask(tokens[rows, number:])
+        found = given.new_zeros(len(tokens), *given.shape[1:]) if found is None else found
+        found[rows] = given
+    return ask(tokens) if found is None else found
 
 
 def _drawn(
-    table: Tensor, counts: Tensor, one: int, two: int, n: int, rng: torch.Generator
+    back: Backwards, counts: Tensor, one: int, two: int, n: int, rng: torch.Generator
 ) -> tuple[Trials, Trials]:
     """``n`` pairs of prefixes of lengths ``one`` and ``two``, of one state and of two."""
 
     def to(states: Tensor, length: int) -> Tensor:
-        return prefixes_to(table, counts[: length + 1], states, rng)
+        return prefixes_to(back, counts[: length + 1], states, rng)
 
     chance = _states(counts, one, two).double()
     state = torch.multinomial(chance, n, replacement=True, generator=rng)
     first, second = to(state, one), to(state, two)
     while one == two and len(equal := (first == second).all(1).nonzero()[:, 0]):
         second[equal] = to(state[equal], two)
-    left = torch.multinomial((counts[one] > 0).double(), n, replacement=True, generator=rng)
-    others = (counts[two] > 0).double().repeat(n, 1).scatter(1, left[:, None], 0.0)
-    left, others = left[others.any(1)], others[others.any(1)]
-    right = torch.multinomial(others, 1, generator=rng)[:, 0] if len(left) else left
-    other = Trials((left, right), (to(left, one), to(right, two)))
-    return Trials((state, state), (first, second)), other
+    left, right = _two_states(counts[one] > 0, counts[two] > 0, n, rng)
+    return Trials((state, state), (first, second)), Trials((left, right), (to(left, one), to(right, two)))
+
+
+def _two_states(one: Tensor, two: Tensor, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """``n`` pairs of a state of ``one [state]`` bool and a different one of ``two``; none where there is
+    none."""
+    left = torch.multinomial(one.double(), n, replacement=True, generator=rng)
+    others = two.nonzero()[:, 0]
+    if len(others) == 1:
+        left = left[left != others]
+    right = others[torch.randint(len(others), (len(left),), generator=rng)]
+    while len(equal := (left == right).nonzero()[:, 0]):
+        right[equal] = others[torch.randint(len(others), (len(equal),), generator=rng)]
+    return left, right
 
 
 def _states(counts: Tensor, one: int, two: int) -> Tensor:

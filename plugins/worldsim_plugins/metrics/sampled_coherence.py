@@ -10,6 +10,7 @@ What the released code does differently from the paper is listed in the document
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -17,14 +18,14 @@ from pydantic import Field
 from torch import Tensor
 
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
-from worldsim.protocols import HasAutomaton, HasLegality, HasNextToken, Metric, Model, System
+from worldsim.protocols import HasAutomaton, HasLegality, HasNextToken, HasTokenLaws, Metric, Model, System
 from worldsim_plugins.metrics.comparison import mean_interval, within
 from worldsim_plugins.metrics.continuous_coherence import ranking, weighted_ranking
 from worldsim_plugins.metrics.inquiry import forced
 from worldsim_plugins.metrics.intervals import bootstrap, widened
 from worldsim_plugins.metrics.minimisation import minimise
 from worldsim_plugins.metrics.model_failure import ModelFailed, blaming_the_model
-from worldsim_plugins.metrics.myhill_nerode import NextToken, law_after
+from worldsim_plugins.metrics.myhill_nerode import NextToken, law_after, laws_along
 from worldsim_plugins.metrics.prefix_trials import Trials, prefix_trials
 from worldsim_plugins.metrics.sampled_words import (
     Asked,
@@ -41,8 +42,9 @@ class SampledCoherence:
     Corrected: compression_both (words drawn after either prefix), ``*_mixed`` (prefixes of two lengths),
     distinction_precision_found and distinction_recall_found (pairs with an empty boundary left out, and
     counted in n_empty and n_empty_truth), and coherence_auc, by the total variation of the laws of words,
-    which needs no epsilon. ``*_legality``: the same of what a model takes to be legal, where it says so: its
-    policy is none of its knowledge.
+    which needs no epsilon. ``fidelity`` is the mean total variation of the law of the next token from the
+    truth's, over the split's words. ``*_legality``: the same of what a model takes to be legal, where it says
+    so: its policy is none of its knowledge.
 
     A trial that fails makes the whole score not measurable. Raises ValueError for a system that is no
     automaton, NotMeasurable for a model without a law of the next token.
@@ -91,14 +93,14 @@ class SampledCoherence:
         self.resamples, self.seed = resamples, seed
 
     def score(self, truth: Trajectory, prediction: Trajectory, model: Model) -> Mapping[str, Score]:
-        """The scores above; validity is that after every prefix of the words of ``truth``."""
+        """The scores above; validity and fidelity are over the words of ``truth``."""
         if not isinstance(model, HasNextToken):
             raise NotMeasurable(f"{type(model).__name__} gives no law of the next token (next_token)")
         size = len(self.system.alphabet)
         law = self.system.next_token if isinstance(self.system, HasNextToken) else None
         try:
-            scores = self.judged(model.next_token, law, self.epsilon)
-            scores["next_token_validity"] = self.validity(truth, model.next_token)
+            scores = self.judged(model.next_token, law, self.epsilon, _along(model))
+            scores |= self.along(truth, model)
             if isinstance(model, HasLegality):
                 told = self.judged(forced(model.legality, size), None, self.epsilon / size)
                 scores |= {f"{name}_legality": one for name, one in told.items()}
@@ -110,32 +112,27 @@ class SampledCoherence:
             }
         return scores
 
-    def judged(self, law: NextToken, truth: NextToken | None, epsilon: float) -> dict[str, Score]:
+    def judged(
+        self, law: NextToken, truth: NextToken | None, epsilon: float, laws: NextToken | None = None
+    ) -> dict[str, Score]:
         """Every score of one law but its validity."""
-        found: dict[str, list[Tensor]] = {}
-        ideal: dict[str, list[Tensor]] = {}
-        for mixed in (False, True):
-            suffix = "_mixed" if mixed else ""
-            trials = prefix_trials(self.table, self.lengths, self.pairs, mixed, self.generator(0, mixed))
-            for number, (same, other) in enumerate(trials):
-                asked = Asked(law, self.table.shape[1], epsilon, self.generator(2, mixed, number))
-                with blaming_the_model():
-                    told = self.told(asked, same, other)
-                for name, values in told.items():
-                    found.setdefault(name + suffix, []).append(values)
-                if truth is not None:
-                    own = Asked(truth, self.table.shape[1], epsilon, self.generator(3, mixed, number))
-                    for name, values in self.apart(own, same, other).items():
-                        ideal.setdefault(name + suffix, []).append(values)
-        joined = {name: torch.cat(parts) for name, parts in found.items()}
-        right = {name: torch.cat(parts) for name, parts in ideal.items()}
         scores: dict[str, Score] = {}
-        for suffix in ("", "_mixed"):
-            scores |= self.summed(joined, suffix)
-            near, far = joined.get(f"near{suffix}"), joined.get("far")
-            if near is not None and far is not None and len(near) and len(far):
-                floor = ranking(right[f"near{suffix}"], right["far"]) if right else None
-                scores[f"coherence_auc{suffix}"] = self.auc(near, far, floor)
+        far: tuple[Tensor, Tensor | None] | None = None
+        for mixed, suffix in ((False, ""), (True, "_mixed")):
+            trials = prefix_trials(self.table, self.lengths, self.pairs, mixed, self.generator(0, mixed))
+            if trials is None:
+                continue
+            asked = Asked(law, self.table.shape[1], epsilon, self.generator(2, mixed), laws)
+            with blaming_the_model():
+                told = self.told(asked, *trials)
+            scores |= {f"{name}{suffix}": score for name, score in self.summed(told).items()}
+            right: dict[str, Tensor] = {}
+            if truth is not None:
+                right = self.apart(replace(asked, law=truth, laws=_along(self.system)), *trials)
+            far = far or (told["far"], right.get("far"))
+            if len(far[0]):
+                floor = ranking(right["near"], far[1]) if far[1] is not None else None
+                scores[f"coherence_auc{suffix}"] = self.auc(told["near"], far[0], floor)
         return scores
 
     def told(self, asked: Asked, same: Trials, other: Trials) -> dict[str, Tensor]:
@@ -159,13 +156,11 @@ class SampledCoherence:
             for name, trials in which.items()
         }
 
-    def summed(self, told: Mapping[str, Tensor], suffix: str) -> dict[str, Score]:
-        if f"forth{suffix}" not in told:
-            return {}
-        precision, recall = told[f"precision{suffix}"], told[f"recall{suffix}"]
+    def summed(self, told: Mapping[str, Tensor]) -> dict[str, Score]:
+        precision, recall = told["precision"], told["recall"]
         means = {
-            "compression_precision": told[f"forth{suffix}"],
-            "compression_both": told[f"both{suffix}"],
+            "compression_precision": told["forth"],
+            "compression_both": told["both"],
             "distinction_precision": precision.nan_to_num(1.0),
             "distinction_recall": recall.nan_to_num(1.0),
             "distinction_precision_found": precision[~precision.isnan()],
@@ -173,7 +168,7 @@ class SampledCoherence:
             "n_empty": precision.isnan().double(),
             "n_empty_truth": recall.isnan().double(),
         }
-        return {f"{name}{suffix}": _mean(name, values) for name, values in means.items()}
+        return {name: _mean(name, values) for name, values in means.items()}
 
     def auc(self, near: Tensor, far: Tensor, floor: float | None) -> Score:
         def resampled(times: Tensor) -> dict[str, Tensor]:
@@ -184,18 +179,25 @@ class SampledCoherence:
         interval = widened(value, interval, min(len(near), len(far)))
         return Score(value, better="higher", floor=floor, interval=interval, n=len(near) + len(far))
 
-    def validity(self, truth: Trajectory, law: NextToken) -> Score:
-        """Share of the words' prefixes after which the most probable token is legal, word by word."""
-        words, reached, size = truth.states[:, 0], within(truth), self.table.shape[1]
-        state = torch.zeros(len(words), dtype=torch.int64)
-        legal = []
+    def along(self, truth: Trajectory, model: HasNextToken) -> dict[str, Score]:
+        """Over the words of ``truth``: the share of prefixes whose most probable next token is legal, and the
+        mean total variation of the law of the next token from the truth's."""
+        words, reached, size = truth.states[:, 0].clamp(min=0), within(truth), self.table.shape[1]
+        with blaming_the_model():
+            laws = _laws(model, words, size)
+        state, legal = torch.zeros(len(words), dtype=torch.int64), []
         for at in range(words.shape[1]):
-            with blaming_the_model():
-                best = law_after(law, words[:, :at], size).argmax(1)
-            legal.append(self.table[state, best] >= 0)
-            state = torch.where(reached[:, at], self.table[state, words[:, at].clamp(min=0)], state)
-        good = (torch.stack(legal, 1) & reached).sum(1) / reached.sum(1).double()
-        return _mean("next_token_validity", good)
+            legal.append(self.table[state, laws[:, at].argmax(1)] >= 0)
+            state = torch.where(reached[:, at], self.table[state, words[:, at]], state)
+
+        def over_words(each: Tensor) -> Tensor:
+            return (each * reached).sum(1) / reached.sum(1).double()
+
+        found = {"next_token_validity": _mean("next_token_validity", over_words(torch.stack(legal, 1)))}
+        if isinstance(self.system, HasNextToken):
+            apart = (laws - _laws(self.system, words, size)).abs().sum(2) / 2
+            found["fidelity"] = _mean("fidelity", over_words(apart))
+        return found
 
     def generator(self, *stream: int) -> torch.Generator:
         number = self.seed
@@ -204,16 +206,33 @@ class SampledCoherence:
         return torch.Generator().manual_seed(number)
 
 
+def _along(model: object) -> NextToken | None:
+    return model.token_laws if isinstance(model, HasTokenLaws) else None
+
+
+def _laws(model: HasNextToken, words: Tensor, size: int) -> Tensor:
+    """The law before each token of ``words [n, length]``, ``[n, length, size]``."""
+    if isinstance(model, HasTokenLaws):
+        return laws_along(model.token_laws, words[:, :-1], size, words.shape[1])
+    return torch.stack([law_after(model.next_token, words[:, :at], size) for at in range(words.shape[1])], 1)
+
+
 def _mean(name: str, values: Tensor) -> Score:
-    n, empty = len(values), name.startswith("n_empty")
-    better: Literal["higher", ""] = "" if empty else "higher"
+    n, which = len(values), better(name)
     if not n:
-        return Score(float("nan"), better=better, n=0, reason="every boundary is empty")
+        return Score(float("nan"), better=which, n=0, reason="every boundary is empty")
     value = float(values.mean())
-    interval = widened(value, mean_interval(values), n)
+    interval = mean_interval(values)
+    if which != "lower":
+        interval = widened(value, interval, n)
     if interval is not None:
         interval = max(interval[0], 0.0), min(interval[1], 1.0)
-    return Score(value, better=better, floor=None if empty else 1.0, interval=interval, n=n)
+    floor = {"higher": 1.0, "lower": 0.0}.get(which)
+    return Score(value, better=which, floor=floor, interval=interval, n=n)
+
+
+def better(name: str) -> Literal["lower", "higher", ""]:
+    return "" if name.startswith("n_empty") else "lower" if name == "fidelity" else "higher"
 
 
 @hookimpl

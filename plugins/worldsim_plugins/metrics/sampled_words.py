@@ -11,20 +11,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worldsim_plugins.metrics.myhill_nerode import NextToken, boundary_words, law_after
+from worldsim_plugins.metrics.myhill_nerode import NextToken, boundary_words, law_after, laws_along
+from worldsim_plugins.metrics.prefix_trials import by_length
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A law over ``size`` tokens, what counts as accepted, and the chance to draw with."""
+    """A law over ``size`` tokens, what counts as accepted, and the chance to draw with; ``laws`` gives the
+    laws after every token of a word together, where a model can."""
 
     law: NextToken
     size: int
     epsilon: float
     generator: torch.Generator
+    laws: NextToken | None = None
 
     def continued(self, prefixes: Tensor, count: int, length: int, cutoff: bool) -> Tensor:
-        """``count`` words ``[n, count, length]`` drawn after each of ``prefixes [n, l]``.
+        """``count`` words ``[n, count, length]`` drawn after each of ``prefixes [n, longest]``.
 
         With ``cutoff`` tokens below epsilon are never drawn, and where there is no other the most probable
         one is: the epsilon sampling (Hewitt, Manning and Liang 2022) that the published code asks for.
@@ -44,24 +47,38 @@ class Asked:
     def probabilities(self, prefixes: Tensor, words: Tensor) -> Tensor:
         """Of each token of ``words [n, count, length]`` given those before it, ``[n, count, length]``; 1
         where a word has ended (-1, or stopped before)."""
-        count, length = words.shape[1:]
-        whole = torch.cat([prefixes.repeat_interleave(count, 0), words.flatten(0, 1)], 1)
-        found = []
-        for at in range(prefixes.shape[1], prefixes.shape[1] + length):
-            token = whole[:, at]
-            law = self._with_stop(whole[:, :at].clamp(min=0))
-            found.append(torch.where(token < 0, 1.0, law.gather(1, token.clamp(min=0)[:, None])[:, 0]))
-        return torch.stack(found, 1).reshape(words.shape)
+        flat = words.flatten(0, 1)
+        token = flat.clamp(min=0)
+        whole = torch.cat([prefixes.repeat_interleave(words.shape[1], 0), token], 1)
+        given = self._before_each(whole, flat.shape[1]).gather(2, token[..., None])[..., 0]
+        return torch.where(flat < 0, 1.0, given).reshape(words.shape)
+
+    def _before_each(self, whole: Tensor, length: int) -> Tensor:
+        """The law, and what it leaves over, before each of the last ``length`` tokens, ``[n, length, size +
+        1]``."""
+        laws, first = self.laws, whole.shape[1] - length
+        if laws is None:
+            return torch.stack([self._with_stop(whole[:, :at]) for at in range(first, whole.shape[1])], 1)
+        before = whole[:, :-1]
+        stopped = (before == self.size).cumsum(1)[:, first - 1 :] > 0
+        law = by_length(
+            before.masked_fill(before == self.size, 0),
+            lambda tokens: laws_along(laws, tokens, self.size, length),
+        )
+        return self._stopping(law, stopped)
 
     def _with_stop(self, tokens: Tensor) -> Tensor:
         """The law, and what it leaves over; who has stopped stays so, ``[n, size + 1]``."""
-        stopped = (tokens == self.size).any(1)
-        law = law_after(self.law, tokens.masked_fill(tokens == self.size, 0), self.size)
-        left = (1 - law.sum(1, keepdim=True)).clamp(min=0)
+        law = by_length(
+            tokens.masked_fill(tokens == self.size, 0), lambda part: law_after(self.law, part, self.size)
+        )
+        return self._stopping(law, (tokens == self.size).any(1))
+
+    def _stopping(self, law: Tensor, stopped: Tensor) -> Tensor:
+        left = (1 - law.sum(-1, keepdim=True)).clamp(min=0)
         left = torch.where(left < 1e-12, 0.0, left)
-        law = torch.cat([law, left], 1)
         end = torch.nn.functional.one_hot(torch.tensor(self.size), self.size + 1).double()
-        return torch.where(stopped[:, None], end, law)
+        return torch.where(stopped[..., None], end, torch.cat([law, left], -1))
 
 
 def compressed(asked: Asked, first: Tensor, second: Tensor, count: int, length: int) -> Tensor:

@@ -2,10 +2,14 @@
 
     q_{t} = delta(q_{t-1}, a_t),   a_t uniform among the tokens that are legal at q_{t-1}
 
-What a model sees is the tokens; the state is hidden. Four presets (``known_automata``): the lattice of Vafa,
-Chang, Rambachan and Mullainathan (2025), a walker on a segment who may step left, stay or step right; and
+What a model sees is the tokens; the state is hidden. Presets (``known_automata``, ``games``): the lattice of
+Vafa, Chang, Rambachan and Mullainathan (2025), a walker on a segment who may step left, stay or step right;
 after Vafa, Chen, Rambachan, Kleinberg and Mullainathan (2024) a city of streets on a grid, the routes through
-it from one crossing to another, and statements about who sits where.
+it from one crossing to another, and statements about who sits where; Othello on a small board (after Li et
+al. 2023); and the random-random-XOR process (Crutchfield and Feldman 2003).
+
+On routes the walk may go somewhere: with the probability ``noise`` a token is uniform as above, and otherwise
+one that ``policy`` chooses.
 """
 
 from __future__ import annotations
@@ -17,17 +21,20 @@ from pydantic import Field
 from torch import Tensor
 
 from worldsim import Trajectory, hookimpl
+from worldsim_kernels.shortest_ways import shortest_ways
+from worldsim_plugins.systems.games import othello
 from worldsim_plugins.systems.known_automata import (
     GRID_MOVES,
     Transitions,
     grid_city,
+    hidden_xor,
     lattice,
     reachable,
     routes,
     seating,
 )
 
-PRESETS = ("lattice", "grid_city", "routes", "seating")
+PRESETS = ("lattice", "grid_city", "routes", "seating", "othello", "hidden_xor")
 
 
 def check_transitions(transitions: Transitions, initial: str) -> None:
@@ -45,7 +52,8 @@ def check_transitions(transitions: Transitions, initial: str) -> None:
                 raise ValueError(
                     f"transitions: {here!r} --{token}--> {there!r} is not a state; allowed: {known}"
                 )
-    lost = [state for state in transitions if state not in reachable(transitions, initial)]
+    reached = reachable(transitions, initial)
+    lost = [state for state in transitions if state not in reached]
     if lost:
         raise ValueError(f"transitions: unreachable from {initial!r}: {', '.join(lost)}; leave them out")
 
@@ -69,11 +77,12 @@ class Automaton:
             str | None, Field(description="state before the first token; the first state when left out")
         ] = None,
         preset: Annotated[
-            Literal["lattice", "grid_city", "routes", "seating"] | None,
+            Literal["lattice", "grid_city", "routes", "seating", "othello", "hidden_xor"] | None,
             Field(description="a known automaton instead of transitions"),
         ] = None,
         states: Annotated[int, Field(ge=2, le=1000, description="positions of the lattice")] = 5,
         people: Annotated[int, Field(ge=2, le=4, description="people, and seats, of the seating puzzle")] = 3,
+        board: Annotated[Literal[4], Field(description="squares along a side of the Othello board")] = 4,
         rows: Annotated[int, Field(ge=2, le=30, description="rows of crossings in the city")] = 5,
         columns: Annotated[int, Field(ge=2, le=30, description="columns of crossings in the city")] = 5,
         closed: Annotated[
@@ -86,9 +95,15 @@ class Automaton:
             int, Field(ge=0, description="which city: draws the closures and one-way streets")
         ] = 0,
         policy: Annotated[
-            Literal["uniform"],
-            Field(description="how the walk picks a token: uniformly among the legal ones"),
+            Literal["uniform", "shortest_path", "shortest_paths"],
+            Field(
+                description="how the walk picks a token: uniformly among the legal ones; on routes also the "
+                "first of those on a shortest path to the goal, or any of them"
+            ),
         ] = "uniform",
+        noise: Annotated[
+            float, Field(ge=0, le=1, description="share of tokens picked uniformly, whatever the policy")
+        ] = 0.0,
     ) -> None:
         if (transitions is None) == (preset is None):
             raise ValueError(f"automaton: give exactly one of transitions and preset ({', '.join(PRESETS)})")
@@ -96,6 +111,10 @@ class Automaton:
             transitions = lattice(states)
         elif preset == "seating":
             transitions = seating(people)
+        elif preset == "othello":
+            transitions = othello(board)
+        elif preset == "hidden_xor":
+            transitions = hidden_xor()
         elif preset is not None:
             city = grid_city(rows, columns, closed, one_way, seed)
             transitions = city if preset == "grid_city" else routes(city)
@@ -103,11 +122,16 @@ class Automaton:
             raise ValueError("transitions: empty; give at least one state with one token")
         start = next(iter(transitions)) if initial is None else initial
         check_transitions(transitions, start)
-        self.policy = policy
+        if policy != "uniform" and preset != "routes":
+            raise ValueError(f"policy: {policy} goes to a goal, and only preset: routes has one")
         self.state_names = tuple(transitions)
         self.alphabet = _alphabet(transitions, preset)
         self.initial = self.state_names.index(start)
         self._table = _table(transitions, self.state_names, self.alphabet)
+        self._law = _uniform(self._table >= 0)
+        if policy != "uniform":
+            chosen = _to_the_goal(self._table, self.alphabet.index("end"), policy == "shortest_path")
+            self._law = noise * self._law + (1 - noise) * _uniform(chosen)
 
     def transitions(self) -> Tensor:
         """``[state, token]`` int64; -1 where the token is illegal."""
@@ -126,13 +150,12 @@ class Automaton:
         """
         steps = _steps(times)
         chances = torch.stack([_uniform_numbers(int(seed), int(steps[-1]) + 1) for seed in start])
-        legal = self._table >= 0
-        count = legal.sum(1)
-        choices = torch.argsort(~legal, dim=1, stable=True)
+        below = self._law.cumsum(1)
+        last = self._law.shape[1] - 1 - (self._law > 0).flip(1).int().argmax(1)
         state = torch.full((len(start),), self.initial)
         tokens, states = [], []
         for chance in chances.T:
-            token = choices[state, (chance * count[state]).long()]
+            token = torch.minimum((chance[:, None] >= below[state]).sum(1), last[state])
             state = self._table[state, token]
             tokens.append(token)
             states.append(state)
@@ -148,13 +171,40 @@ class Automaton:
         return state
 
     def next_token(self, tokens: Tensor) -> Tensor:
-        """The true law ``[trajectory, token]`` float64 of the next token: uniform over the legal ones.
+        """The true law ``[trajectory, token]`` float64 of the next token.
 
         All zeros after a prefix that is itself illegal.
         """
-        state = self.state_after(tokens)
-        legal = ((self._table[state.clamp(min=0)] >= 0) & (state >= 0)[:, None]).double()
-        return legal / legal.sum(1, keepdim=True).clamp(min=1)
+        return self._law_at(self.state_after(tokens))
+
+    def token_laws(self, tokens: Tensor) -> Tensor:
+        """The same after the first 0, 1, ... of ``tokens [n, length]``, ``[n, length + 1, token]``."""
+        states = [torch.full((len(tokens),), self.initial)]
+        for token in tokens.T:
+            here = states[-1]
+            states.append(torch.where(here < 0, here, self._table[here.clamp(min=0), token]))
+        return self._law_at(torch.stack(states, 1))
+
+    def _law_at(self, state: Tensor) -> Tensor:
+        return self._law[state.clamp(min=0)] * (state >= 0)[..., None]
+
+
+def _uniform(allowed: Tensor) -> Tensor:
+    """Each ``allowed [state, token]`` token as likely, float64."""
+    return allowed.double() / allowed.sum(1, keepdim=True)
+
+
+def _to_the_goal(table: Tensor, end: int, first: bool) -> Tensor:
+    """Tokens ``[state, token]`` bool that shorten the way to where ``end`` is legal, or the ``first`` of them
+    alone. The tokens after ``end`` in the alphabet name places, and all that are legal are taken."""
+    legal = table >= 0
+    chosen = shortest_ways(table, legal[:, end])
+    chosen[legal[:, end], end] = True
+    if first:
+        chosen &= chosen.cumsum(1) == 1
+    places = legal[:, end + 1 :].any(1)
+    chosen[places] = legal[places]
+    return chosen
 
 
 def _alphabet(transitions: Transitions, preset: str | None) -> tuple[str, ...]:
@@ -164,6 +214,9 @@ def _alphabet(transitions: Transitions, preset: str | None) -> tuple[str, ...]:
         return tuple(GRID_MOVES)
     if preset == "routes":
         return (*GRID_MOVES, "end", *transitions["start"])
+    if preset == "othello":
+        squares = {token for ways in transitions.values() for token in ways} - {"pass", "end"}
+        return (*sorted(squares), "pass", "end")
     return tuple(dict.fromkeys(token for ways in transitions.values() for token in ways))
 
 

@@ -1,4 +1,4 @@
-"""Automata whose classes are known: a lattice, a city, the routes through it, a seating puzzle."""
+"""Automata whose classes are known: a lattice, cities and routes, a seating puzzle, hidden bits."""
 
 from __future__ import annotations
 
@@ -16,6 +16,18 @@ def lattice(states: int) -> dict[str, dict[str, str]]:
     return {
         str(x): {token: str(x + dx) for token, dx in moves.items() if 0 <= x + dx < states}
         for x in range(states)
+    }
+
+
+def hidden_xor() -> dict[str, dict[str, str]]:
+    """Two fair bits, then their exclusive or, again and again: five states, of which the last two say which
+    bit must come."""
+    return {
+        "new": {"0": "after 0", "1": "after 1"},
+        "after 0": {"0": "0 due", "1": "1 due"},
+        "after 1": {"0": "1 due", "1": "0 due"},
+        "0 due": {"0": "new"},
+        "1 due": {"1": "new"},
     }
 
 

@@ -1,0 +1,77 @@
+"""Causal linear attention: a fixed state instead of all tokens, so that a token costs the same at any length.
+
+    o_t = phi(q_t)^T sum_{s <= t} phi(k_s) v_s^T / (phi(q_t)^T sum_{s <= t} phi(k_s)),   phi = elu + 1
+
+(Katharopoulos et al. 2020). With gates (Yang et al. 2024) the state forgets, each key at a rate of its own
+that the token decides: S_t = diag(e^{g_t}) S_{t-1} + k_t v_t^T, o_t = K^-1/2 S_t^T q_t.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldsim import hookimpl
+from worldsim_kernels import gla, linear_attention
+from worldsim_plugins.backbones.blocks import Block, Positions, SwiGLU, heads_of, stacked
+
+
+class LinearAttention:
+    """Pre-norm blocks of linear attention and an MLP over features with sinusoidal positions.
+
+    ``layers`` raises ValueError where ``heads`` does not divide the width.
+    """
+
+    causal = True
+
+    def __init__(
+        self,
+        *,
+        depth: Annotated[int, Field(ge=1, le=64, description="layers")] = 2,
+        heads: Annotated[int, Field(ge=1, le=64, description="heads of attention")] = 4,
+        gated: Annotated[bool, Field(description="whether the state forgets")] = False,
+    ) -> None:
+        self.depth, self.heads, self.gated = depth, heads, gated
+
+    def layers(self, width: int) -> nn.Module:
+        heads_of(width, self.heads)
+        mixer = Gated if self.gated else Ungated
+        blocks = stacked(width, self.depth, lambda: Block(width, mixer(width, self.heads), SwiGLU(width)))
+        return nn.Sequential(Positions(), blocks)
+
+
+class Ungated(nn.Module):
+    """Linear attention of features ``[batch, time, width]`` over those up to each."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        return self.out(linear_attention(q, k, v).output.flatten(2))
+
+
+class Gated(Ungated):
+    """The same with a state that forgets. log sigma(.) / 16 keeps it for tens of tokens to begin with, and
+    each head's output is normalised, both as published."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.gate = nn.Linear(width, width)
+        self.norm = nn.RMSNorm(width // heads, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        forgets = F.logsigmoid(self.gate(x)).unflatten(-1, (self.heads, -1)) / 16
+        return self.out(self.norm(gla(q, k, v, forgets).output).flatten(2))
+
+
+@hookimpl
+def worldsim_backbones():
+    return {"linear_attention": LinearAttention}

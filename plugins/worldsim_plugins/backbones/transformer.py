@@ -1,0 +1,54 @@
+"""The causal transformer: softmax attention (Vaswani et al. 2017), with rotary positions (Su et al. 2021)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from worldsim import hookimpl
+from worldsim_kernels import attend, rotary
+from worldsim_plugins.backbones.blocks import Block, SwiGLU, heads_of, stacked
+
+
+class Transformer:
+    """Every token looks at all before it, o_t = sum_{s <= t} softmax_s(q_t . k_s / sqrt K) v_s.
+
+    ``layers`` raises ValueError where ``heads`` does not divide the width into even numbers of channels.
+    """
+
+    causal = True
+
+    def __init__(
+        self,
+        *,
+        depth: Annotated[int, Field(ge=1, le=64, description="layers")] = 2,
+        heads: Annotated[int, Field(ge=1, le=64, description="heads of attention")] = 4,
+    ) -> None:
+        self.depth, self.heads = depth, heads
+
+    def layers(self, width: int) -> nn.Module:
+        heads_of(width, self.heads, even=True)
+        return stacked(
+            width, self.depth, lambda: Block(width, SelfAttention(width, self.heads), SwiGLU(width))
+        )
+
+
+class SelfAttention(nn.Module):
+    """Causal attention of features ``[batch, time, width]`` over themselves."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        return self.out(attend(rotary(q), rotary(k), v, causal=True).output.flatten(2))
+
+
+@hookimpl
+def worldsim_backbones():
+    return {"transformer": Transformer}
