@@ -19,6 +19,7 @@ LAYERS = [
     "testing",
     "report batch rescoring leftovers",
     "executors run build results tables comparing xarray_backend",
+    "quick",
     "fit score store scenario reading schema truth trees wrapped baselines provenance costs",
     "plugins params component_schema",
     "strict_model param_errors components signatures strict_yaml yaml_nodes yaml_scalars yaml_syntax seeds",

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from worldsim import load
 from worldsim.cli import COMMANDS, exit_code
+from worldsim.quick import first_look
 
 TINY = Path(__file__).parent / "tiny"
 SCENARIO = TINY / "tiny_pendulum.yaml"
@@ -123,6 +125,27 @@ def test_plan_says_what_is_kept_and_computes_nothing(cli, kept, tmp_path):
     assert out.endswith("1 to try again, 4 kept\n")
     _, out, _ = cli("plan", TINY, "--out", kept, "--model", "small")
     assert out.endswith("1 kept\n")
+
+
+def test_a_first_look_is_hastier_and_says_so(cli, tmp_path):
+    """One seed and a tenth of the steps, in the scenario's own fit and a model's; what is kept can be scored
+    again as what it is."""
+    scenario = load("scenarios/coherence/pendulum.yaml")
+    hasty = first_look(scenario)
+    assert hasty.seeds == (0,)
+    assert {name: spec.fit.steps for name, spec in hasty.models.items()} == {
+        "neural_ode": 200, "hamiltonian": 200, "flow": 300, "elapsed_time": 200
+    }  # fmt: skip
+    assert hasty.metrics == scenario.metrics
+    assert "1/10 of the training" in hasty.about
+    kept = {case.key for case in scenario.cases() if not case.is_baseline and case.is_learned}
+    assert not kept & {case.key for case in hasty.cases()}
+    code, _, _ = cli("run", SCENARIO, "--quick", "--out", tmp_path, "--workers", 0, "--no-report")
+    assert code == 0
+    assert cli("plan", SCENARIO, "--quick", "--out", tmp_path)[1].endswith("3 kept\n")
+    assert "1 to run" in cli("plan", SCENARIO, "--out", tmp_path)[1]
+    assert "A first look" in cli("show", tmp_path)[1]
+    assert cli("score", tmp_path, "--metrics", "rollout")[0] == 0
 
 
 def test_run_prints_lines_tables_and_failures(cli, tmp_path):

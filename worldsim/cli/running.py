@@ -62,11 +62,17 @@ dtype_name = click.option(
 )
 
 
+quick_look = click.option(
+    "--quick", is_flag=True, help="A first look: the first seed, and a tenth of the training steps."
+)
+
+
 @click.command()
 @targets
 @out_folder
 @model_labels
 @seed_numbers
+@quick_look
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
@@ -82,6 +88,7 @@ def run(
     out: Path,
     models: Sequence[str],
     seeds: Sequence[int],
+    quick: bool,
     workers: int | None,
     timeout: float | None,
     device: str,
@@ -101,7 +108,7 @@ def run(
     if timeout is not None and workers == 0:
         raise click.UsageError("--timeout needs child processes: give --workers 1 or more")
     known = known_plugins(plugins)
-    scenarios = batch.read_scenarios(targets, plugins)
+    scenarios = hastened(batch.read_scenarios(targets, plugins), quick)
     warn_about(known)
     todo = [case for case, state in planned(scenarios, out, models, seeds, device, dtype) if state != "kept"]
     refuse_unwritable(out)
@@ -138,6 +145,12 @@ def run(
         fail(
             f"{failed} of {plural(len(todo), 'case')} failed; the same command tries them again", SOME_FAILED
         )
+
+
+def hastened(scenarios: Sequence[Scenario], quick: bool) -> list[Scenario]:
+    from worldsim.quick import first_look
+
+    return [first_look(each) if quick else each for each in scenarios]
 
 
 def refuse_unwritable(folder: Path) -> None:
@@ -215,6 +228,7 @@ def validate(targets: Sequence[str], plugins: Sequence[Path]) -> None:
 @out_folder
 @model_labels
 @seed_numbers
+@quick_look
 @device_name
 @dtype_name
 @plugin_files
@@ -223,6 +237,7 @@ def plan(
     out: Path,
     models: Sequence[str],
     seeds: Sequence[int],
+    quick: bool,
     device: str,
     dtype: str,
     plugins: Sequence[Path],
@@ -231,7 +246,7 @@ def plan(
     from worldsim.batch import read_scenarios
 
     known: Registry = known_plugins(plugins)
-    scenarios = read_scenarios(targets, plugins)
+    scenarios = hastened(read_scenarios(targets, plugins), quick)
     warn_about(known)
     counts: dict[str, int] = {}
     for case, state in planned(scenarios, out, models, seeds, device, dtype):
