@@ -231,23 +231,36 @@ def all_prefixes(transitions: Tensor, initial: int, length: int) -> tuple[Tensor
 
 @dataclass(frozen=True)
 class Backwards:
-    """An automaton read from the end: ``source`` and ``token`` of each edge, and the edges into each state,
-    ``incoming [state, most]``, -1 where fewer."""
+    """An automaton read from the end: ``source [edge]`` and ``token [edge]`` of its edges, those into state
+    q being ``first[q] .. first[q + 1] - 1``."""
 
     source: Tensor
     token: Tensor
-    incoming: Tensor
+    first: Tensor
 
     @staticmethod
     def of(transitions: Tensor) -> Backwards:
         source, token = torch.nonzero(transitions >= 0, as_tuple=True)
         target = transitions[source, token]
-        degree = torch.bincount(target, minlength=len(transitions))
         order = target.argsort(stable=True)
-        rank = torch.arange(len(order)) - (degree.cumsum(0) - degree)[target[order]]
-        incoming = torch.full((len(transitions), int(degree.max())), -1)
-        incoming[target[order], rank] = order
-        return Backwards(source, token, incoming)
+        degree = torch.bincount(target, minlength=len(transitions))
+        return Backwards(source[order], token[order], torch.nn.functional.pad(degree.cumsum(0), (1, 0)))
+
+    def drawn(self, states: Tensor, ways: Tensor, generator: torch.Generator) -> Tensor:
+        """An edge into each of ``states [n]``, with a chance in proportion to ``ways [state]`` of its
+        source; some are above 0."""
+        begin, degree = self.first[states], self.first[states + 1] - self.first[states]
+        owner = torch.arange(len(states)).repeat_interleave(degree)
+        edge = torch.arange(len(owner)) + (begin - degree.cumsum(0) + degree)[owner]
+        chance = ways[self.source[edge]]
+        share = chance / torch.zeros(len(states), dtype=chance.dtype).index_add_(0, owner, chance)[owner]
+        below = share.cumsum(0)
+        at = torch.arange(len(states)) + torch.rand(len(states), dtype=chance.dtype, generator=generator)
+        last = torch.zeros(len(states), dtype=torch.int64)
+        last = last.scatter_reduce(0, owner, torch.where(share > 0, torch.arange(len(owner)), 0), "amax")
+        pick = torch.searchsorted(below, at, right=True)
+        # Rounding of the sums may step over the end of a state's edges, or onto one of no chance.
+        return edge[torch.minimum(pick, last)]
 
 
 def prefixes_to(back: Backwards, counts: Tensor, ends: Tensor, generator: torch.Generator) -> Tensor:
@@ -259,9 +272,7 @@ def prefixes_to(back: Backwards, counts: Tensor, ends: Tensor, generator: torch.
     length = len(counts) - 1
     here, tokens = ends, torch.zeros(len(ends), length, dtype=torch.int64)
     for step in range(length - 1, -1, -1):
-        edges = back.incoming[here]
-        weights = torch.where(edges < 0, 0.0, counts[step, back.source[edges]])
-        edge = edges.gather(1, torch.multinomial(weights, 1, generator=generator))[:, 0]
+        edge = back.drawn(here, counts[step], generator)
         here, tokens[:, step] = back.source[edge], back.token[edge]
     return tokens
 

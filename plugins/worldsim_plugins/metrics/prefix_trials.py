@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -67,16 +67,12 @@ def pad(prefixes: Tensor, longest: int) -> Tensor:
     return torch.nn.functional.pad(prefixes, (longest - prefixes.shape[1], 0), value=ABSENT)
 
 
-def by_length(tokens: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
-    """``ask`` for the rows of each length together, without what is ABSENT before them."""
-    absent = (tokens == ABSENT).sum(1)
-    found: Tensor | None = None
+def by_length(prefixes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows of each length of ``prefixes [n, longest]``, and these without what is ABSENT."""
+    absent = (prefixes == ABSENT).sum(1)
     for number in absent.unique().tolist():
-        rows = absent == number
-        given = ask(tokens[rows, number:])
-        found = given.new_zeros(len(tokens), *given.shape[1:]) if found is None else found
-        found[rows] = given
-    return ask(tokens) if found is None else found
+        rows = (absent == number).nonzero()[:, 0]
+        yield rows, prefixes[rows, number:]
 
 
 def _drawn(

@@ -32,47 +32,50 @@ class Asked:
         With ``cutoff`` tokens below epsilon are never drawn, and where there is no other the most probable
         one is: the epsilon sampling (Hewitt, Manning and Liang 2022) that the published code asks for.
         """
-        whole = prefixes.repeat_interleave(count, 0)
-        for _ in range(length):
-            law = self._with_stop(whole)
-            if cutoff:
-                best = torch.nn.functional.one_hot(law[:, : self.size].argmax(1), self.size + 1).double()
-                kept = torch.where(law >= self.epsilon, law, 0.0)
-                kept[:, self.size] = 0.0
-                law = torch.where(kept.sum(1, keepdim=True) > 0, kept, best)
-            drawn = torch.multinomial(law, 1, generator=self.generator)
-            whole = torch.cat([whole, drawn], 1)
-        return whole[:, prefixes.shape[1] :].reshape(len(prefixes), count, length)
+        words = prefixes.new_zeros(len(prefixes), count, length)
+        for rows, part in by_length(prefixes):
+            whole = part.repeat_interleave(count, 0)
+            for _ in range(length):
+                whole = torch.cat([whole, self._next(self._with_stop(whole), cutoff)], 1)
+            words[rows] = whole[:, part.shape[1] :].reshape(len(part), count, length)
+        return words
+
+    def _next(self, law: Tensor, cutoff: bool) -> Tensor:
+        """One token of each ``law [n, size + 1]``, ``[n, 1]``."""
+        if cutoff:
+            best = torch.nn.functional.one_hot(law[:, : self.size].argmax(1), self.size + 1).double()
+            kept = torch.where(law >= self.epsilon, law, 0.0)
+            kept[:, self.size] = 0.0
+            law = torch.where(kept.sum(1, keepdim=True) > 0, kept, best)
+        return torch.multinomial(law, 1, generator=self.generator)
 
     def probabilities(self, prefixes: Tensor, words: Tensor) -> Tensor:
         """Of each token of ``words [n, count, length]`` given those before it, ``[n, count, length]``; 1
         where a word has ended (-1, or stopped before)."""
-        flat = words.flatten(0, 1)
-        token = flat.clamp(min=0)
-        whole = torch.cat([prefixes.repeat_interleave(words.shape[1], 0), token], 1)
-        given = self._before_each(whole, flat.shape[1]).gather(2, token[..., None])[..., 0]
-        return torch.where(flat < 0, 1.0, given).reshape(words.shape)
+        found = torch.ones(words.shape, dtype=torch.float64)
+        for rows, part in by_length(prefixes):
+            flat = words[rows].flatten(0, 1)
+            token = flat.clamp(min=0)
+            whole = torch.cat([part.repeat_interleave(words.shape[1], 0), token], 1)
+            given = self._before_each(whole, flat.shape[1]).gather(2, token[..., None])[..., 0]
+            found[rows] = torch.where(flat < 0, 1.0, given).reshape(len(part), *words.shape[1:])
+        return found
 
     def _before_each(self, whole: Tensor, length: int) -> Tensor:
         """The law, and what it leaves over, before each of the last ``length`` tokens, ``[n, length, size +
         1]``."""
-        laws, first = self.laws, whole.shape[1] - length
-        if laws is None:
+        first = whole.shape[1] - length
+        if self.laws is None:
             return torch.stack([self._with_stop(whole[:, :at]) for at in range(first, whole.shape[1])], 1)
         before = whole[:, :-1]
         stopped = (before == self.size).cumsum(1)[:, first - 1 :] > 0
-        law = by_length(
-            before.masked_fill(before == self.size, 0),
-            lambda tokens: laws_along(laws, tokens, self.size, length),
-        )
-        return self._stopping(law, stopped)
+        tokens = before.masked_fill(before == self.size, 0)
+        return self._stopping(laws_along(self.laws, tokens, self.size, length), stopped)
 
     def _with_stop(self, tokens: Tensor) -> Tensor:
         """The law, and what it leaves over; who has stopped stays so, ``[n, size + 1]``."""
-        law = by_length(
-            tokens.masked_fill(tokens == self.size, 0), lambda part: law_after(self.law, part, self.size)
-        )
-        return self._stopping(law, (tokens == self.size).any(1))
+        ended = tokens == self.size
+        return self._stopping(law_after(self.law, tokens.masked_fill(ended, 0), self.size), ended.any(1))
 
     def _stopping(self, law: Tensor, stopped: Tensor) -> Tensor:
         left = (1 - law.sum(-1, keepdim=True)).clamp(min=0)
