@@ -414,6 +414,15 @@ class HasGroundTruths(Protocol):
 
 
 @runtime_checkable
+class HasExplanation(Protocol):
+    """A metric's builder that says in words what its scores tell of one model; the report prints it."""
+
+    def explain(self, scores: Mapping[str, float], truth: Mapping[str, float]) -> Sequence[str]:
+        """Sentences about a model, from the means over seeds of the ``scores`` that could be measured and of
+        the ``truth``'s own; a static method."""
+
+
+@runtime_checkable
 class HasAlikeHistories(Protocol):
     """A system that can build histories which end alike in what is seen and yet have different futures."""
 

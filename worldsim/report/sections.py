@@ -15,6 +15,7 @@ from worldsim.report.portraits import portraits
 from worldsim.report.samples import couplings, pairs
 from worldsim.report.standings import Board, Kind, boards, headlines, kinds, main_split
 from worldsim.report.tabulated import Table, downloads, table
+from worldsim.report.verdicts import Verdict, verdicts
 from worldsim.results import Entry, Results, Row
 from worldsim.tables import Beside, besides
 
@@ -53,6 +54,7 @@ class Section:
     numbers: tuple[dict[str, Any], ...]
     done: int
     published: tuple[Beside, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
 
     @property
     def plots(self) -> list[Drawn]:
@@ -82,6 +84,7 @@ def section(results: Results, scenario: str) -> Section:
         numbers=tuple(downloads(scenario, found)),
         done=sum(state == "done" for state in status.values()),
         published=tuple(besides(results, scenario)),
+        verdicts=tuple(verdicts(found, split, _components(rows, results.document(scenario)))),
     )
 
 
@@ -97,14 +100,24 @@ def _failures(results: Results, entries: Sequence[Entry], status: Mapping[str, s
 
 def _in_order(rows: Sequence[Row], document: Mapping[str, Any]) -> list[Row]:
     """Rows by the order in which the scenario names its metrics: what it asks for first comes first."""
+    place = {name: i for i, name in reversed(list(enumerate(_named(document))))}
+    component = _components(rows, document)
+    return sorted(rows, key=lambda row: place.get(component[row.metric], len(place)))
+
+
+def _named(document: Mapping[str, Any]) -> list[str]:
+    """The components that give scores, in the scenario's order."""
     specs = [*document.get("metrics", ()), *document.get("constraints", ())]
-    names = [str(s if isinstance(s, str) else s.get("name", "")).rpartition("/")[2] for s in specs]
-    place = {name: i for i, name in reversed(list(enumerate(names)))}
+    return [str(s if isinstance(s, str) else s.get("name", "")).rpartition("/")[2] for s in specs]
 
-    def key(row: Row) -> int:
-        return place.get(row.metric, place.get(row.metric.rpartition("_")[0], len(names)))
 
-    return sorted(rows, key=key)
+def _components(rows: Sequence[Row], document: Mapping[str, Any]) -> dict[str, str]:
+    """Of each metric in ``rows`` its component; the second of one kind is kept with a number after it."""
+    known, found = set(_named(document)), {}
+    for metric in dict.fromkeys(row.metric for row in rows):
+        name, _, number = metric.rpartition("_")
+        found[metric] = name if metric not in known and number.isdigit() else metric
+    return found
 
 
 def learns(results: Results, scenario: str) -> dict[str, bool]:

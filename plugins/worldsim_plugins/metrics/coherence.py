@@ -26,6 +26,7 @@ from worldsim.protocols import (
     Model,
     System,
 )
+from worldsim_plugins.metrics.coherence_in_words import of_states, of_tokens
 from worldsim_plugins.metrics.continuous_coherence import (
     HIGHER,
     better,
@@ -71,6 +72,12 @@ class Coherence:
     Raises ValueError on a system with neither, NotMeasurable for a model over tokens without a law. A model
     that raises, or whose answers are not finite for any pair, is not measurable: no trial is dropped.
     """
+
+    @staticmethod
+    def explain(scores: Mapping[str, float], truth: Mapping[str, float]) -> Sequence[str]:
+        """What the scores say of a model; over tokens or over states."""
+        told = of_tokens if "compression_both" in scores else of_states
+        return told(scores, truth)
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import HasAutomaton, HasLegality, HasNextToken, HasTokenLaws, Metric, Model, System
+from worldsim_plugins.metrics.coherence_in_words import of_tokens
 from worldsim_plugins.metrics.comparison import mean_interval, within
 from worldsim_plugins.metrics.continuous_coherence import ranking, weighted_ranking
 from worldsim_plugins.metrics.inquiry import forced
@@ -36,6 +37,10 @@ from worldsim_plugins.metrics.sampled_words import (
 )
 
 
+FIRST = ("coherence_auc", "distinction_recall_found")
+"""What is read first: no law that ignores what came before reaches the truth's value."""
+
+
 class SampledCoherence:
     """As published: compression_precision, distinction_precision, distinction_recall, next_token_validity.
 
@@ -49,6 +54,8 @@ class SampledCoherence:
     A trial that fails makes the whole score not measurable. Raises ValueError for a system that is no
     automaton, NotMeasurable for a model without a law of the next token.
     """
+
+    explain = staticmethod(of_tokens)
 
     def __init__(
         self,
@@ -133,7 +140,7 @@ class SampledCoherence:
             if len(far[0]):
                 floor = ranking(right["near"], far[1]) if far[1] is not None else None
                 scores[f"coherence_auc{suffix}"] = self.auc(told["near"], far[0], floor)
-        return scores
+        return dict(sorted(scores.items(), key=lambda one: not one[0].startswith(FIRST)))
 
     def told(self, asked: Asked, same: Trials, other: Trials) -> dict[str, Tensor]:
         """What every trial says; NaN where it says nothing."""
