@@ -68,8 +68,8 @@ def test_faults_of_models_of_states():
     assert "by how long they are (window shift 100 % of pairs)" in cheat
     still = {**truth, "fidelity": 1.3}
     assert Coherence.explain(still, truth) == [
-        "It is coherent, in a world of its own: its futures are 1.3 spreads from the true."
+        "It is coherent, in a world of its own: its futures are 1.3 spreads from the true ones."
     ]
-    assert "by mirror 30 %, window shift 2 %" in " ".join(
+    assert "one state: mirror 30 %, window shift 2 % of pairs" in " ".join(
         Coherence.explain({**truth, "compression_mirror": 0.7, "compression_window_shift": 0.98}, truth)
     )

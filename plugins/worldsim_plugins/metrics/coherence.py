@@ -223,6 +223,8 @@ class Coherence:
             eta = threshold(part.equivalent, self.epsilon, self.draws)
             each = scores_of(part, ideal.get(kind), eta=eta, resamples=self.resamples, setting=setting)
             each["threshold"] = Score(eta, better="", n=len(part.equivalent.cluster))
+            if kind in alike:
+                del each["compression"]  # it says nothing of distinct pairs
             scores |= {f"{name}_{kind}" if kind else name: one for name, one in each.items()}
         if not parts[""].failed:
             scores |= distances(parts[""], setting, same, other)

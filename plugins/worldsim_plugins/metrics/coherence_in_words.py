@@ -10,8 +10,8 @@ SLIGHT = 0.01
 """A share below this is not told as a fault: a hundred pairs cannot show it."""
 APART = 0.1
 """How much more often prefixes of two lengths must be told apart than of one, to be called elapsed time."""
-FAR = 0.5
-"""Spreads of the truth from its futures, beyond which a coherent world is one of the model's own."""
+FAR = 0.3
+"""Spreads from the true futures, beyond the truth's own draws: a coherent model then has its own world."""
 
 
 def share(x: float) -> str:
@@ -74,26 +74,31 @@ def _precision(scores: Scores, truth: Scores) -> str:
 
 def of_states(scores: Scores, truth: Scores) -> list[str]:
     """Sentences on a model of continuous states; equivalences are named as the system names them."""
-    kinds = {
-        name.removeprefix("compression_"): 1 - value
-        for name, value in scores.items()
-        if name.startswith("compression_")
-    }
-    found = [text for text in (_split(kinds), _kept_apart(scores, truth), _world(scores)) if text]
+    found = [
+        text for text in (_split(scores, truth), _kept_apart(scores, truth), _world(scores, truth)) if text
+    ]
     return found or ["No fault was found by these pairs."]
 
 
-def _split(kinds: Mapping[str, float]) -> str:
-    wrong = {kind: part for kind, part in kinds.items() if part >= SLIGHT}
-    if not wrong:
+def _split(scores: Scores, truth: Scores) -> str:
+    kinds = [name for name in scores if name.startswith("compression_")] or ["compression"]
+    parted = {
+        name.removeprefix("compression_").replace("_", " "): 1 - scores[name]
+        for name in kinds
+        if name in scores and truth.get(name, 1.0) - scores[name] >= SLIGHT
+    }
+    if not parted:
         return ""
+    if len(parted) == len(kinds) > 1 and min(parted.values()) > 1 - APART:
+        return (
+            "It hardly gives one state one future: pairs of every kind come further apart than the threshold."
+        )
     named = ", ".join(
-        f"{kind.replace('_', ' ')} {share(part)}"
-        for kind, part in sorted(wrong.items(), key=lambda one: -one[1])
+        f"{kind} {share(part)}" for kind, part in sorted(parted.items(), key=lambda one: -one[1])
     )
-    if list(wrong) == ["window_shift"]:
+    if list(parted) == ["window shift"]:
         return f"Of two pasts of one state it makes two, by how long they are ({named} of pairs)."
-    return f"It makes two of what is one state, by {named} of pairs."
+    return f"It makes two of what is one state: {named} of pairs."
 
 
 def _kept_apart(scores: Scores, truth: Scores) -> str:
@@ -105,10 +110,13 @@ def _kept_apart(scores: Scores, truth: Scores) -> str:
     return f"Where two states part, it has them part in the right way in {share(recall)} of tests."
 
 
-def _world(scores: Scores) -> str:
-    fidelity, coherent = scores.get("fidelity"), scores.get("compression", 0.0) > 1 - SLIGHT
-    if fidelity is None:
+def _world(scores: Scores, truth: Scores) -> str:
+    fidelity, own = scores.get("fidelity"), truth.get("fidelity", 0.0)
+    if fidelity is None or fidelity < own + SLIGHT:
         return ""
-    if coherent and fidelity > FAR:
-        return f"It is coherent, in a world of its own: its futures are {fidelity:.2g} spreads from the true."
-    return f"Its futures are {fidelity:.2g} spreads from the true ones." if fidelity >= SLIGHT else ""
+    far = f"{fidelity:.2g} spreads from the true ones"
+    if own > SLIGHT:
+        far += f" (independent draws of the truth: {own:.2g})"
+    if truth.get("compression", 1.0) - scores.get("compression", 0.0) < SLIGHT and fidelity > own + FAR:
+        return f"It is coherent, in a world of its own: its futures are {far}."
+    return f"Its futures are {far}."

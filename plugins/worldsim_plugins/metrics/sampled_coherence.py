@@ -36,7 +36,6 @@ from worldsim_plugins.metrics.sampled_words import (
     separated,
 )
 
-
 FIRST = ("coherence_auc", "distinction_recall_found")
 """What is read first: no law that ignores what came before reaches the truth's value."""
 
