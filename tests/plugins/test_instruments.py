@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from worldsim_plugins.generators.believed_automaton import BelievedAutomaton
-from worldsim_plugins.metrics.automaton_extraction import correspondence, learn
+from worldsim_plugins.metrics.automaton_extraction import OPEN, correspondence, learn
 from worldsim_plugins.metrics.inductive_bias import inductive_bias, probe
 from worldsim_plugins.metrics.minimisation import minimise
 from worldsim_plugins.systems.automaton import Automaton
@@ -95,7 +95,7 @@ def test_a_belief_in_too_few_or_too_many_positions(states, kind):
     assert len(found.transitions) == states
     assert beside.counterexample == (2,) * min(states, 5)
     assert {kind for *_, kind in beside.edges} == {"right", kind}
-    assert [target for *_, target, name in beside.edges if name == "missing"] == [-1] * (states == 4)
+    assert [edge for edge in beside.edges if edge[3] == "missing"] == [(3, 3, 2, "missing")] * (states == 4)
 
 
 def test_elapsed_time_is_a_split():
@@ -123,3 +123,8 @@ def test_an_automaton_that_is_too_large_says_that_it_is_not_finished():
     found = learn(Automaton(preset="lattice", states=9).next_token, 3, most=4, generator=seeded())
     assert not found.finished
     assert len(found.transitions) == 4
+    assert found.transitions.tolist() == [[-1, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, OPEN]]
+    beside = correspondence(
+        found.transitions, minimise(Automaton(preset="lattice", states=9).transitions(), 0).transitions
+    )
+    assert {kind for *_, kind in beside.edges} == {"right"}

@@ -40,19 +40,37 @@ class Teacher:
             self.known |= {word: tuple(row) for word, row in zip(batch, (law > self.epsilon).tolist())}
 
     def accepts(self, asked: list[Word]) -> list[bool]:
-        self.ask({word[:at] for word in asked for at in range(len(word))})
-        return [all(self.known[word[:at]][word[at]] for at in range(len(word))) for word in asked]
+        """Nothing is asked about words that go on after a token that is refused."""
+        left = range(len(asked))
+        for at in range(max(map(len, asked), default=0)):
+            left = [i for i in left if len(asked[i]) > at]
+            self.ask({asked[i][:at] for i in left})
+            left = [i for i in left if self.known[asked[i][:at]][asked[i][at]]]
+        return [self.said(word) for word in asked]
+
+    def said(self, word: Word) -> bool:
+        """Whether it accepts a word that has been asked for."""
+        return all(self.known[word[:at]][token] for at, token in enumerate(word))
+
+
+OPEN = -2
+"""In place of a state that was not made, since there were ``most`` already."""
 
 
 @dataclass(frozen=True)
 class Learned:
-    """``transitions [state, token]``, -1 where refused, from state 0; the ``access`` word of each state, how
-    many words the model was asked about, and whether learning came to an end before ``most`` states."""
+    """``transitions [state, token]``, -1 where refused and OPEN where the search was cut off, from state 0;
+    the ``access`` word of each state, who was asked, and whether learning came to an end."""
 
     transitions: Tensor
     access: tuple[Word, ...]
-    asked: int
+    teacher: Teacher
     finished: bool
+
+    @property
+    def asked(self) -> int:
+        """How many words the model gave a law after."""
+        return len(self.teacher.known)
 
 
 def learn(
@@ -61,50 +79,50 @@ def learn(
     *,
     epsilon: float = 0.01,
     most: int = 200,
+    questions: int = 1_000_000,
     extra: int = 1,
     walks: int = 300,
     length: int = 20,
     generator: torch.Generator,
 ) -> Learned:
     """Learn from a model over ``size`` tokens; ``extra`` more tokens than tell states apart are tested after
-    each state, and ``walks`` walks of ``length``. Raises ModelFailed when the model does."""
+    each state, and ``walks`` walks of ``length``. It is cut off above ``most`` states, and there is no new
+    round after ``questions`` words. Raises ModelFailed when the model does."""
     teacher = Teacher(next_token, size, epsilon)
-    access: list[Word] = [()]
     tests: list[Word] = [(a,) for a in range(size)]
     while True:
-        table, access = closed(teacher, access, tests, most)
+        table, access = closed(teacher, tests, most)
+        if bool((table == OPEN).any()) or len(teacher.known) > questions:
+            return Learned(table, tuple(access), teacher, False)
         wrong = counterexample(teacher, table, access, tests, extra, walks, length, generator)
-        if wrong is None or len(access) >= most:
-            return Learned(table, tuple(access), len(teacher.known), wrong is None)
+        if wrong is None:
+            return Learned(table, tuple(access), teacher, True)
         tests += [tail for at in range(len(wrong)) if (tail := wrong[at:]) not in tests]
 
 
-def closed(teacher: Teacher, access: list[Word], tests: list[Word], most: int) -> tuple[Tensor, list[Word]]:
-    """One access word for each row that no test tells apart, and the moves between them."""
-    rows: dict[tuple[bool, ...], int] = {}
+def closed(teacher: Teacher, tests: list[Word], most: int) -> tuple[Tensor, list[Word]]:
+    """One access word for each row that no test tells apart, nearest first, and the moves between them."""
+    number: dict[tuple[bool, ...], int] = {}
     kept: list[Word] = []
 
-    def row(word: Word) -> tuple[bool, ...]:
-        return tuple(teacher.accepts([word + test for test in tests])[:])
+    def states(found: list[Word]) -> list[int]:
+        """Of each word, making a new one for a row that is new; all their tests are asked together."""
+        answers = teacher.accepts([word + test for word in found for test in tests])
+        rows = [tuple(answers[at : at + len(tests)]) for at in range(0, len(answers), len(tests))]
+        for word, row in zip(found, rows):
+            if row not in number and len(kept) < most:
+                number[row] = len(kept)
+                kept.append(word)
+        return [number.get(row, OPEN) for row in rows]
 
-    for word in access:
-        if row(word) not in rows:
-            rows[row(word)] = len(kept)
-            kept.append(word)
+    states([()])
     table: list[list[int]] = []
-    for word in kept:
-        teacher.ask({word})
-        moves = []
-        for token, accepted in enumerate(teacher.known[word]):
-            if not accepted:
-                moves.append(-1)
-                continue
-            after = row((*word, token))
-            if after not in rows and len(kept) < most:
-                rows[after] = len(kept)
-                kept.append((*word, token))
-            moves.append(rows.get(after, 0))
-        table.append(moves)
+    while len(table) < len(kept):
+        layer = kept[len(table) :]
+        teacher.ask(set(layer))
+        moves = [(*word, a) for word in layer for a, yes in enumerate(teacher.known[word]) if yes]
+        after = dict(zip(moves, states(moves)))
+        table += [[after.get((*word, a), -1) for a in range(teacher.size)] for word in layer]
     return torch.tensor(table), kept
 
 
@@ -149,13 +167,13 @@ def accepts(rows: list[list[int]], word: Word) -> bool:
 
 @dataclass(frozen=True)
 class Correspondence:
-    """A learned automaton beside the true one, as a graph that can be drawn.
+    """A learned automaton beside the true one.
 
     pairs           (learned, true) states that some word accepted by both leads to
     merged          learned states that stand for several true ones -> those
     split           true states that several learned ones stand for -> those
-    edges           (learned state, token, learned state, kind): "right", "wrong" (illegal in a true state
-                    that it stands for) or "missing" (legal there, and refused: the target is -1)
+    edges           (learned state, true state, token, kind) for every token that is accepted or legal at a
+                    pair: "right" where it is both, "wrong" where it is illegal, "missing" where it is refused
     counterexample  a shortest word that one accepts and the other does not; None where there is none
     """
 
@@ -167,32 +185,26 @@ class Correspondence:
 
 
 def correspondence(learned: Tensor, true: Tensor, initial: int = 0) -> Correspondence:
-    """Of ``learned [state, token]`` from state 0 with the minimal ``true`` automaton from ``initial``."""
+    """Of ``learned [state, token]`` from state 0 with the minimal ``true`` automaton from ``initial``. What
+    lies behind an OPEN move is not looked at."""
     mine, theirs = learned.tolist(), true.tolist()
     queue, reached = [(0, initial)], {(0, initial): ()}
-    edges: dict[tuple[int, int, int], str] = {}
+    edges: list[tuple[int, int, int, str]] = []
     shortest: Word | None = None
     for pair in queue:
-        one, two = pair
-        for token, (left, right) in enumerate(zip(mine[one], theirs[two])):
-            if left < 0 and right < 0:
+        for token, after in enumerate(zip(*(side[state] for side, state in zip((mine, theirs), pair)))):
+            accepted, legal = (state != -1 for state in after)
+            if not accepted and not legal:
                 continue
+            kind = "missing" if not accepted else "right" if legal else "wrong"
+            edges.append((*pair, token, kind))
             word = (*reached[pair], token)
-            if left < 0 or right < 0:
+            if kind != "right":
                 shortest = shortest or word
-                edges[one, token, left] = "missing" if left < 0 else "wrong"
-                continue
-            edges.setdefault((one, token, left), "right")
-            if (left, right) not in reached:
-                reached[left, right] = word
-                queue.append((left, right))
-    return Correspondence(
-        tuple(queue),
-        _several(queue, 0),
-        _several(queue, 1),
-        tuple((*edge, kind) for edge, kind in sorted(edges.items())),
-        shortest,
-    )
+            elif OPEN not in after and after not in reached:
+                reached[after] = word
+                queue.append(after)
+    return Correspondence(tuple(queue), _several(queue, 0), _several(queue, 1), tuple(edges), shortest)
 
 
 def _several(pairs: list[tuple[int, int]], side: int) -> dict[int, tuple[int, ...]]:
