@@ -57,11 +57,12 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 
 @dataclass(frozen=True)
 class Plot:
-    """One plotly figure. ``square``: as high as wide."""
+    """One plotly figure. ``square``: as high as wide; ``tall``: as high as half the page is wide."""
 
     data: tuple[Mapping[str, Any], ...]
     layout: Mapping[str, Any]
     square: bool = False
+    tall: bool = False
 
 
 @dataclass(frozen=True)

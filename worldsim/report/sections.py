@@ -9,6 +9,7 @@ from typing import Any
 from worldsim.errors import ResultError
 from worldsim.report.answers import answer
 from worldsim.report.dots import dots
+from worldsim.report.graphs import graphs
 from worldsim.report.growth import growth, growth_by_label
 from worldsim.report.plots import Panel, Plot, Style, styles
 from worldsim.report.portraits import portraits
@@ -144,6 +145,7 @@ def _panels(
     return [
         *([first] if first else []),
         *portraits(results, scenario, split, looks),
+        *graphs(mine, looks),
         *growth_by_label(mine, looks, unit),
         *growth(mine, here, looks, unit),
         *pairs(mine, looks, unit),
@@ -167,6 +169,9 @@ def _time_unit(results: Results, scenario: str, split: str) -> str:
 def _placed(scenario: str, panels: Sequence[Panel]) -> tuple[Panel, ...]:
     placed = []
     for p, panel in enumerate(panels):
-        plots = (Drawn(q.data, q.layout, q.square, f"{scenario}-{p}-{i}") for i, q in enumerate(panel.plots))
+        plots = (
+            Drawn(q.data, q.layout, q.square, q.tall, f"{scenario}-{p}-{i}")
+            for i, q in enumerate(panel.plots)
+        )
         placed.append(Panel(panel.title, panel.caption, tuple(plots), panel.columns))
     return tuple(placed)

@@ -160,12 +160,9 @@ class Extraction:
         for state, truly, token, kind in beside.edges:
             there = mine[state][token]
             if kind == "missing":
-                # Where the truth goes: to whatever learned state stands for that, if one does.
-                there = (
-                    int(stands[:, true[truly][token]].argmax())
-                    if stands[:, true[truly][token]].any()
-                    else OPEN
-                )
+                # Where the truth goes: to a learned state that stands for that, if there is one.
+                stand = stands[:, true[truly][token]]
+                there = state if stand[state] else int(stand.argmax()) if stand.any() else OPEN
             edges[kind][state, token, there] = None
         right = [edge for edge in edges["right"] if edge not in edges["wrong"]]
         words = [" ".join(self.alphabet[a] for a in word) for word in learned.access]
