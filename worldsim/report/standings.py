@@ -13,7 +13,7 @@ from worldsim.results import Row
 from worldsim.tables import interval, is_variant
 
 Kind = Literal["learned", "model", "reference", "baseline", "truth"]
-GRIDS = frozenset({"time", "pair", "point", "axis", "class", "frame"})
+GRIDS = frozenset({"time", "pair", "point", "axis", "class", "frame", "probability"})
 """Axes that are sampled, not named: an array over one of them is a picture, never a column of numbers."""
 
 
