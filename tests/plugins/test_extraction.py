@@ -9,15 +9,23 @@ import pytest
 import torch
 
 from worldsim import NotMeasurable
+from worldsim_kernels.hidden_markov import exact_block_entropies, stationary_law
 from worldsim_plugins.generators.believed_automaton import BelievedAutomaton
 from worldsim_plugins.metrics.extraction import Extraction
+from worldsim_plugins.metrics.machine_statistics import excess_entropy
 from worldsim_plugins.systems.automaton import Automaton
 
 LATTICE = Automaton(preset="lattice")
 
 
+def walks(system, n=200, length=31, seed=0):
+    generator, times = torch.Generator().manual_seed(seed), torch.arange(length, dtype=torch.float64)
+    return system.simulate(system.sample(n, generator), times, None, generator)
+
+
 def scores(model, system=LATTICE, **settings):
-    return Extraction(system, **settings).score(None, None, model)
+    truth = walks(system, 4)
+    return Extraction(system, **settings).score(truth, truth, model)
 
 
 def believed(belief, **settings):
@@ -148,3 +156,107 @@ def test_routes_of_a_little_city_are_learned():
     found = scores(city, city)
     assert values(found, *EDGES) == (1.0, 0.0, 0.0)
     assert found["states_learned"].value == found["states_true"].value == 22
+
+
+GOLDEN = Automaton(transitions={"A": {"1": "A", "0": "B"}, "B": {"1": "A"}})
+EVEN = Automaton(transitions={"A": {"0": "A", "1": "B"}, "B": {"1": "A"}})
+RRXOR = Automaton(
+    transitions={
+        "S": {"0": "A", "1": "B"},
+        "A": {"0": "alike", "1": "unlike"},
+        "B": {"0": "unlike", "1": "alike"},
+        "alike": {"0": "S"},
+        "unlike": {"1": "S"},
+    }
+)
+"""Two random bits, and whether they differ."""
+
+
+def expected(system, length):
+    """Entropy rate and complexity of the states after 1 .. length - 1 steps from the initial one, in bits."""
+    table = Extraction(system).true.tolist()
+    law, share = np.eye(len(table))[0], np.zeros(len(table))
+    for _ in range(length - 1):
+        after = np.zeros_like(law)
+        for state, row in enumerate(table):
+            legal = [there for there in row if there >= 0]
+            for there in legal:
+                after[there] += law[state] / len(legal)
+        law, share = after, share + after / (length - 1)
+    choices = [sum(there >= 0 for there in row) for row in table]
+    return float(share @ np.log2(choices)), float(-(share * np.log2(share)).sum())
+
+
+@pytest.mark.parametrize(("system", "complexity"), [(GOLDEN, 0.918296), (EVEN, 0.918296), (RRXOR, 2.251629)])
+def test_the_excess_entropy_is_that_of_the_exact_machine(system, complexity):
+    """0.251629 bit of the golden mean (Crutchfield and Feldman 2003); words of 12 tell all but little of how
+    the even process is synchronised, and of RRXOR what its matrices say."""
+    true = Extraction(system).true
+    legal = (true >= 0).double()
+    law = legal / legal.sum(1, keepdim=True)
+    matrices = torch.zeros(2, len(true), len(true), dtype=torch.float64)
+    for state, token in (true >= 0).nonzero().tolist():
+        matrices[token, state, true[state, token]] = law[state, token]
+    shares = stationary_law(matrices)
+    found = excess_entropy(true, law * shares[:, None])
+    exact = exact_block_entropies(matrices, 12)[-1] - 12 * 2 / 3
+    assert found == pytest.approx(float(exact), abs=1e-9)
+    assert found < complexity
+    if system is GOLDEN:
+        assert found == pytest.approx(0.251629, abs=1e-6)
+    if system is EVEN:
+        assert found == pytest.approx(0.918296, abs=0.03)
+    never = excess_entropy(torch.tensor([[0, -1], [-1, 1]]), torch.eye(2, dtype=torch.float64))
+    assert math.isnan(never)
+
+
+@pytest.mark.parametrize(("system", "complexity"), [(GOLDEN, 0.918296), (EVEN, 0.918296), (RRXOR, 2.251629)])
+def test_samples_have_the_entropies_of_their_epsilon_machine(system, complexity):
+    """Crutchfield and Feldman 2003. Of the third, blocks of 12 see 0.70 bit a token and 4.1 bit of memory."""
+    truth, other = walks(system, 400), walks(system, 400, seed=1)
+    found = Extraction(system).score(truth, other, system)
+    exact = expected(system, 31)
+    assert exact == pytest.approx((2 / 3, complexity), abs=0.02)  # walks begin in one state
+    for name, right in zip(("entropy_rate", "complexity"), exact):
+        for end in ("", "_truth"):
+            one = found[f"machine_{name}{end}"]
+            # Where all states are visited as often, what is left of the error is of second order.
+            assert abs(one.value - right) < 3 * (one.interval[1] - one.interval[0]) / 2 / 1.96 + 1e-4
+        error = found[f"machine_{name}_error"]
+        assert 0 <= error.floor <= found[f"machine_{name}_error_floor_q95"].value
+        assert error.value <= 1.5 * found[f"machine_{name}_error_floor_q95"].value
+    excess = found["machine_excess_entropy_error"]
+    assert excess.value <= 1.5 * found["machine_excess_entropy_error_floor_q95"].value
+    assert found["machine_refused"].value == 0
+    if system is RRXOR:
+        assert expected(system, 3001)[1] == pytest.approx(complexity, abs=1e-6)
+
+
+def test_a_coin_has_no_memory_and_a_full_bit_of_chance():
+    class Coin:
+        def next_token(self, tokens):
+            return torch.full((len(tokens), 2), 0.5, dtype=torch.float64)
+
+    truth = walks(GOLDEN, 400)
+    coins = truth.replace(
+        states=torch.randint(2, truth.states.shape, generator=torch.Generator().manual_seed(5))
+    )
+    found = Extraction(GOLDEN).score(truth, coins, Coin())
+    assert found["machine_complexity"].value == 0
+    assert found["machine_entropy_rate"].value == pytest.approx(1, abs=1e-3)
+    assert found["machine_excess_entropy"].value == pytest.approx(0, abs=1e-9)
+    for name in ("entropy_rate", "complexity", "excess_entropy"):
+        assert found[f"machine_{name}_error"].value > 3 * found[f"machine_{name}_error_floor_q95"].value
+
+
+def test_tokens_that_the_learned_automaton_refuses_are_counted():
+    truth = walks(GOLDEN, 4, 11)
+    states = truth.states.clone()
+    states[0] = GOLDEN.alphabet.index("0")  # illegal from the second one on
+    found = Extraction(GOLDEN).score(truth, truth.replace(states=states), GOLDEN)
+    assert found["machine_refused"].value == 10 / 40
+    with_context = truth.replace(times=truth.times + 3)
+    lost = Extraction(GOLDEN).score(with_context, with_context, GOLDEN)["machine_complexity_error"]
+    assert "from their first token on" in lost.reason
+    cut = scores(Counting(), most=12)["machine_entropy_rate_error"]
+    assert "cut off" in cut.reason

@@ -26,6 +26,8 @@ from worldsim_plugins.metrics.automaton_extraction import (
     correspondence,
     learn,
 )
+from worldsim_plugins.metrics.comparison import within
+from worldsim_plugins.metrics.machine_statistics import machine_scores, machine_statistics
 from worldsim_plugins.metrics.minimisation import minimise
 from worldsim_plugins.metrics.model_failure import ModelFailed
 
@@ -51,6 +53,15 @@ class Extraction:
     A network whose law is not sharp behaves as a new state wherever a long word brings a token across
     ``epsilon``: many states and ``finished`` 0 say so. Moves to states that were cut off count as edges and
     are not followed.
+
+    Of the words that the model rolls out, by the learned states that they walk on, and of the truth by the
+    true ones, in bits, where the model was given one token alone:
+
+    machine_entropy_rate   ``*_truth`` and ``*_error``: of the next token, given the state
+    machine_complexity     ... of the state: the statistical complexity, where equal possibilities mean equal
+                           laws
+    machine_excess_entropy ... that past and future have in common, on a walk without end
+    machine_refused        share of tokens that the learned automaton does not follow, being below ``epsilon``
 
     The graph is kept too: ``automaton_true``, ``automaton_right``, ``automaton_wrong`` and
     ``automaton_missing`` ``[edge, end]``, from and to, the first between true states, the others between
@@ -79,11 +90,12 @@ class Extraction:
         ] = 1,
         walks: Annotated[int, Field(ge=0, le=100_000, description="random walks that are tested too")] = 300,
         length: Annotated[int, Field(ge=1, le=1000, description="tokens of such a walk")] = 12,
-        seed: Annotated[int, Field(ge=0, description="draws the walks")] = 0,
+        pairs: Annotated[int, Field(ge=20, description="pairs of truth samples that measure the floor")] = 20,
+        seed: Annotated[int, Field(ge=0, description="draws the walks and the truth samples")] = 0,
     ) -> None:
         if not isinstance(system, HasAutomaton):
             raise ValueError(f"extraction needs an automaton, {type(system).__name__} is none")
-        self.alphabet = tuple(system.alphabet)
+        self.system, self.alphabet, self.pairs = system, tuple(system.alphabet), pairs
         if len(self.alphabet) > MOST_TOKENS:
             raise ValueError(
                 f"extraction asks for every token after every state: {len(self.alphabet)} tokens are more "
@@ -101,7 +113,8 @@ class Extraction:
         self.extra, self.walks, self.length = extra, walks, length
 
     def score(self, truth: Trajectory, prediction: Trajectory, model: Model) -> Mapping[str, Score]:
-        """The scores above, of ``model`` alone."""
+        """The scores above, of ``model``; what it rolled out, ``prediction [trajectory, draw, time]``, counts
+        for the entropies alone."""
         if not isinstance(model, HasNextToken):
             raise NotMeasurable(f"{type(model).__name__} gives no law of the next token (next_token)")
         try:
@@ -130,7 +143,8 @@ class Extraction:
                 )
                 for kind in ("right", "wrong", "missing")
             }
-        return {**self.counted(learned, beside), **self.graph(learned, beside)}
+        scores = {**self.counted(learned, beside), **self.graph(learned, beside)}
+        return scores | self.machine(learned, truth, prediction)
 
     def counted(self, learned: Learned, beside: Correspondence) -> dict[str, Score]:
         kinds, n = [kind for *_, kind in beside.edges], len(beside.edges)
@@ -149,6 +163,28 @@ class Extraction:
             "words_asked": Score(float(asked), better="", n=asked),
             "finished": Score(float(learned.finished), better="", n=1),
         }
+
+    def machine(self, learned: Learned, truth: Trajectory, prediction: Trajectory) -> dict[str, Score]:
+        """Entropies by states; the first draw of each trajectory counts."""
+        try:
+            if not learned.finished:
+                raise NotMeasurable("learning was cut off: there are no states to count")
+            if float(truth.times[0]) != 0 or len(truth.times) < 2:
+                raise NotMeasurable("words must be rolled out from their first token on: set context to 1")
+            if not within(truth).all():
+                raise NotMeasurable("sequences of different lengths have no common law of states")
+            found = machine_statistics(learned.transitions, prediction.states[:, 0])
+            right = machine_statistics(self.true, truth.states[:, 0])
+        except NotMeasurable as reason:
+            return {
+                f"machine_{name}_error": Score(float("nan"), units="bit", n=0, reason=str(reason))
+                for name in ("entropy_rate", "complexity", "excess_entropy")
+            }
+        generator = torch.Generator().manual_seed(self.seed)
+        start = self.system.sample(2 * self.pairs * len(truth), generator)
+        drawn = self.system.simulate(start, truth.times, None, generator).states[:, 0].split(len(truth))
+        samples = [machine_statistics(self.true, tokens) for tokens in drawn]
+        return machine_scores(found, right, list(zip(samples[::2], samples[1::2])))
 
     def graph(self, learned: Learned, beside: Correspondence) -> dict[str, Score]:
         """The two automata as lists of edges, and which state stands for which."""
