@@ -129,6 +129,11 @@ class Truth(Baseline):
 
     known: Trajectory | None = None
 
+    def __init__(self, system: System, truth: Trajectory) -> None:
+        super().__init__(system, truth)
+        if isinstance(system, HasAutomaton):
+            self.latent_of = self._latent_of
+
     def rollout(
         self,
         context: Trajectory,
@@ -170,6 +175,11 @@ class Truth(Baseline):
             state = torch.where(state < 0, state, table[state.clamp(min=0), token])
         return state
 
+    def _latent_of(self, context: Trajectory, generator: torch.Generator) -> Tensor:
+        """The automaton's state, one-hot: all that the truth has to keep of a context."""
+        states = len(self.system.transitions())  # type: ignore[attr-defined]
+        return torch.nn.functional.one_hot(self.state_after(context.states[:, 0]), states).double()
+
     def law_at(self, state: Tensor) -> Tensor:
         """Every legal token equally likely; nothing after an illegal prefix."""
         table = self.system.transitions()  # type: ignore[attr-defined]
@@ -197,6 +207,9 @@ class Shuffled(Truth):
         order = torch.arange(1, len(context) + 1) % len(context)
         right = super().rollout(context, times, actions, draws, generator)
         return _future(context, times, right.states[order])
+
+    def _latent_of(self, context: Trajectory, generator: torch.Generator) -> Tensor:
+        return super()._latent_of(context, generator).roll(-1, 0)
 
     def law(self, tokens: Tensor, size: int) -> Tensor:
         state = self.state_after(tokens)

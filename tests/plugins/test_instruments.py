@@ -9,7 +9,7 @@ import torch
 
 from worldsim_plugins.generators.believed_automaton import BelievedAutomaton
 from worldsim_plugins.metrics.automaton_extraction import OPEN, correspondence, learn
-from worldsim_plugins.metrics.inductive_bias import inductive_bias, probe
+from worldsim_plugins.metrics.bias_probe import inductive_bias, probe
 from worldsim_plugins.metrics.minimisation import minimise
 from worldsim_plugins.systems.automaton import Automaton
 
