@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import HasAutomaton, HasNextToken, Metric, Model, System
+from worldsim_plugins.metrics import graph_scores
 from worldsim_plugins.metrics.automaton_extraction import (
     OPEN,
     Correspondence,
@@ -203,21 +203,12 @@ class Extraction:
         right = [edge for edge in edges["right"] if edge not in edges["wrong"]]
         words = [" ".join(self.alphabet[a] for a in word) for word in learned.access]
         return {
-            "automaton_true": self.edges(known),
-            "automaton_right": self.edges(right),
-            "automaton_wrong": self.edges(list(edges["wrong"])),
-            "automaton_missing": self.edges(list(edges["missing"])),
-            "automaton_states": Score(
-                stands.numpy(), dims=("state", "true_state"), better="", n=len(mine),
-                coords={"state": words, "true_state": self.names},
-            ),
-        }  # fmt: skip
-
-    def edges(self, found: list[tuple[int, int, int]]) -> Score:
-        """Of (from, token, to); NaN where that is no state."""
-        ends = np.array([(here, there if there >= 0 else np.nan) for here, _, there in found], dtype=float)
-        coords = {"edge": [self.alphabet[token] for _, token, _ in found], "end": ["from", "to"]}
-        return Score(ends.reshape(-1, 2), dims=("edge", "end"), better="", n=len(found), coords=coords)
+            "automaton_true": graph_scores.edges(known, self.alphabet),
+            "automaton_right": graph_scores.edges(right, self.alphabet),
+            "automaton_wrong": graph_scores.edges(list(edges["wrong"]), self.alphabet),
+            "automaton_missing": graph_scores.edges(list(edges["missing"]), self.alphabet),
+            "automaton_states": graph_scores.states(stands.numpy(), words, self.names),
+        }
 
 
 def counterexample_length(teacher: Teacher, true: Tensor) -> Score:
