@@ -19,6 +19,7 @@ from torch import Tensor
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import HasAutomaton, HasNextToken, Metric, Model, System
 from worldsim_plugins.metrics.comparison import CONFIDENCE
+from worldsim_plugins.metrics.intervals import widened
 from worldsim_plugins.metrics.model_failure import ModelFailed, blaming_the_model
 from worldsim_plugins.metrics.myhill_nerode import NextToken, law_after
 
@@ -51,7 +52,7 @@ class Detours:
     Among tokens that are as likely one is drawn, so that a uniform law walks at random. ``end`` is never the
     detour, unless nothing else is legal. The floor is what the true law does under the same rule: 1 where
     there is no ``end``; a law that wanders may not end in time. Intervals are exact, over walks (Clopper and
-    Pearson 1934).
+    Pearson 1934), and one-sided at 0 and at 1.
 
     Raises ValueError for a system that is no automaton, NotMeasurable for a model without a law of the next
     token.
@@ -194,7 +195,8 @@ def share(rows: Tensor, floor: float) -> Score:
     """Of ``rows`` ``[walk]`` bool that are true."""
     count, n = int(rows.sum()), len(rows)
     low, high = stats.binomtest(count, n).proportion_ci(CONFIDENCE, method="exact")
-    return Score(count / n, better="higher", floor=floor, interval=(float(low), float(high)), n=n)
+    interval = (float(low), float(high)) if 0 < count < n else widened(count / n, (count / n, count / n), n)
+    return Score(count / n, better="higher", floor=floor, interval=interval, n=n)
 
 
 @hookimpl

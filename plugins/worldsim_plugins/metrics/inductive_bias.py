@@ -140,29 +140,38 @@ def regression(features: np.ndarray, penalty: float) -> Callable[[Tensor, Tensor
 
     minimise mean log(1 + exp(-y f)) + penalty |w|^2 / 2,   f = w x + b,   y = -1 or 1
     """
-    inputs = np.column_stack([features, np.ones(len(features))])
-    ridge = penalty * np.append(np.ones(features.shape[1]), 0.0)
 
     def learner(rows: Tensor, labels: Tensor) -> Tensor:
-        x, y = inputs[rows.numpy()], 2.0 * labels.numpy() - 1
-
-        def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-            margin = y * (x @ weights)
-            slope = -y * special.expit(-margin) / len(y)
-            value = np.logaddexp(0, -margin).mean() + ridge @ weights**2 / 2
-            return float(value), slope @ x + ridge * weights
-
-        def curvature(weights: np.ndarray) -> np.ndarray:
-            chance = special.expit(x @ weights)
-            return (x.T * (chance * (1 - chance) / len(y))) @ x + np.diag(ridge)
-
         if len(set(labels.tolist())) == 1:
-            return labels[:1].expand(len(inputs))
-        begin = np.zeros(inputs.shape[1])
-        found = optimize.minimize(loss, begin, jac=True, hess=curvature, method="trust-exact", tol=1e-8)
-        return torch.from_numpy((inputs @ found.x > 0).astype(np.int64))
+            return labels[:1].expand(len(features))
+        # The weights of a penalised fit lie in the span of its examples.
+        _, size, span = np.linalg.svd(features[rows.numpy()], full_matrices=False)
+        inputs = np.column_stack(
+            [features @ span[size > 1e-10 * size.max(initial=0.0)].T, np.ones(len(features))]
+        )
+        weights = fitted(inputs[rows.numpy()], 2.0 * labels.numpy() - 1, penalty)
+        return torch.from_numpy((inputs @ weights > 0).astype(np.int64))
 
     return learner
+
+
+def fitted(x: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:
+    """Weights of the regression of ``y [example]`` on ``x [example, feature]``, whose last column is 1."""
+    ridge = np.append(np.full(x.shape[1] - 1, penalty), 0.0)
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        margin = y * (x @ weights)
+        slope = -y * special.expit(-margin) / len(y)
+        value = np.logaddexp(0, -margin).mean() + ridge @ weights**2 / 2
+        return float(value), slope @ x + ridge * weights
+
+    def curvature(weights: np.ndarray) -> np.ndarray:
+        chance = special.expit(x @ weights)
+        return (x.T * (chance * (1 - chance) / len(y))) @ x + np.diag(ridge)
+
+    begin = np.zeros(x.shape[1])
+    found = optimize.minimize(loss, begin, jac=True, hess=curvature, method="trust-exact", tol=1e-8)
+    return np.asarray(found.x)
 
 
 @hookimpl
