@@ -8,6 +8,7 @@ from typing import Any
 
 from worldsim.errors import ResultError
 from worldsim.report.answers import answer
+from worldsim.report.disturbed import over_probability
 from worldsim.report.dots import dots
 from worldsim.report.graphs import graphs
 from worldsim.report.growth import growth, growth_by_label
@@ -146,6 +147,7 @@ def _panels(
         *([first] if first else []),
         *portraits(results, scenario, split, looks),
         *graphs(mine, looks),
+        *over_probability(mine, looks),
         *growth_by_label(mine, looks, unit),
         *growth(mine, here, looks, unit),
         *pairs(mine, looks, unit),
