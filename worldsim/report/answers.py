@@ -34,7 +34,6 @@ PHRASES = {
     "next_token_validity": "share of legal tokens among the most probable",
     "edges_right": "share of right edges",
     "edges_wrong": "share of wrong edges",
-    "edges_new": "ways that are not there",
     "walks_failed": "share of walks given up",
     "valid_undisturbed": "share of valid walks",
     "valid_random": "share of valid walks, random detours",

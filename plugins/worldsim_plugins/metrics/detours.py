@@ -49,6 +49,8 @@ class Detours:
     legal_*                the same without having to end, where there is an ``end``
     valid_random           and valid_adversarial, ``[probability]``, with ``*_low`` and ``*_high``
 
+    Where there is no ``end``, who always makes one step that is legal everywhere has 1, whatever it knows.
+
     Among tokens that are as likely one is drawn, so that a uniform law walks at random. ``end`` is never the
     detour, unless nothing else is legal. The floor is what the true law does under the same rule: 1 where
     there is no ``end``; a law that wanders may not end in time. Intervals are exact, over walks (Clopper and

@@ -50,6 +50,8 @@ class Extraction:
     finished           1 where nothing that was asked contradicts the learned automaton, else 0: there were
                        ``most`` states, or ``questions`` words, and the rest was cut off
 
+    What a policy would not do counts as refused: it has edges missing though it may know of them.
+
     A network whose law is not sharp behaves as a new state wherever a long word brings a token across
     ``epsilon``: many states and ``finished`` 0 say so. Moves to states that were cut off count as edges and
     are not followed.

@@ -23,11 +23,11 @@ COPIES = 20
 class MapReconstruction:
     """Of the walks that a model rolls out, the first draw of each trajectory:
 
+    error_rate         share of steps along ways that there are not, or given up
     walks_failed       share that could not be followed to their end with ways of at most ``reach`` hops
-    edges_new          ways that had to be added
+    edges_new          ways that had to be added; ranks nothing, since who repeats one step needs few
     edges_used         true ways that were walked on, and edges_unused
     new_hops           mean hops between the ends of the new ways, along true ones
-    error_rate         share of steps along new ways, or given up
     edges_new_control  and walks_failed_control, means over 20 copies of the true walks in which each step is
                        replaced, with the probability error_rate, by the name of a way that there is not: what
                        a right map needs when it is told carelessly; edges_new_control_q95, the 95 % quantile
@@ -90,9 +90,9 @@ class MapReconstruction:
         control = np.array([len(copy.new) for copy in copies])
         failures = [copy.failed / n for copy in copies]
         scores = {
-            "walks_failed": Score(found.failed / n, floor=0.0, n=n),
-            "edges_new": Score(float(new), floor=0.0, n=n),
             "error_rate": Score(rate, floor=0.0, n=found.steps),
+            "walks_failed": Score(found.failed / n, floor=0.0, n=n),
+            "edges_new": Score(float(new), better="", n=n),
             "edges_used": Score(float(len(found.used)), better="", n=n),
             "edges_unused": Score(float(len(self.streets.edges) - len(found.used)), better="", n=n),
             "edges_new_control": Score(float(control.mean()), better="", n=COPIES),
