@@ -33,8 +33,8 @@ def means(metric, system, model, step=1.0):
     [
         ("true", "No fault", "two states to it"),
         ("uniform", "It tells no two states apart.", "two states to it"),
-        ("odd_refusal", "goes by the number of tokens", "truly do"),
-        ("states", "it knows 50 %", "goes by the number"),
+        ("odd_refusal", "the number of tokens so far counts", "truly do"),
+        ("states", "it knows 50 %", "counts for it"),
     ],
 )
 def test_faults_of_known_beliefs(kind, belief, said, unsaid):

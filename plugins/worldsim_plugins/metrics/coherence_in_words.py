@@ -35,7 +35,7 @@ def _validity(scores: Scores) -> str:
     valid, fidelity = scores.get("next_token_validity"), scores.get("fidelity")
     if valid is None:
         return ""
-    law = "" if fidelity is None else f"; its law of the next token is {fidelity:.2g} from the true one"
+    law = "" if fidelity is None else f"; its law of what follows is {fidelity:.2g} from the true one"
     return f"Its most probable next token is legal after {share(valid)} of prefixes{law}."
 
 
@@ -46,7 +46,7 @@ def _lengths(scores: Scores) -> str:
         return ""
     told = f"Two prefixes of one state are two states to it in {share(one)} of pairs of one length"
     if two - one > APART:
-        return f"{told} and in {share(two)} of two lengths: it goes by the number of tokens so far."
+        return f"{told} and in {share(two)} of two lengths: the number of tokens so far counts for it."
     return f"{told} and in {share(two)} of two lengths."
 
 
