@@ -160,6 +160,7 @@ def test_what_breaks_is_counted():
     assert scores["effect_error"].failed == 64
     assert math.isnan(scores["action_leak"].value)
     assert "not finite" in scores["action_leak"].reason
+    assert (scores["action_sensitivity"].better, scores["effect_error"].better) == ("", "lower")
 
 
 FIELD = Advection(points=32, length=1.0, speed=1.0)

@@ -177,6 +177,7 @@ def test_a_model_that_breaks_is_counted():
     scores = Chaos(Logistic(), steps=20).score(truth, truth, Broken(Logistic(), truth))
     assert scores["lyapunov_error"].failed == 8
     assert "no forecast" in scores["lyapunov_error"].reason
+    assert (scores["lyapunov_max"].better, scores["lyapunov_error"].better) == ("", "lower")
     assert scores["valid_lyapunov_times"].value > 10
 
 

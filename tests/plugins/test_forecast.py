@@ -85,6 +85,7 @@ def test_a_world_without_noise_forecasts_itself_without_error():
     assert scores["fair_crps"].value == scores["fair_crps"].floor == 0
     assert "no unit" in scores["fair_crps_ratio"].reason
     assert "no spread" in scores["spread_skill"].reason or "no error" in scores["spread_skill"].reason
+    assert (scores["spread_skill"].better, scores["spread_skill_error"].better) == ("", "lower")
 
 
 def test_ragged_ends_are_left_out_and_leave_no_floor():

@@ -127,8 +127,21 @@ def test_a_band_without_power_is_not_measured():
     scores = scored(other, of, system)
     assert math.isfinite(scores["power_log_ratio_low"].value)
     assert "no power in the high band" in scores["power_ratio_high"].reason
+    # A number that has no better end has none where it is not measurable either.
+    assert scores["power_ratio_high"].better == scores["power_ratio_low"].better == ""
     still = scored(of.replace(states=of.states * 0), of)
     assert "prediction has no power" in still["power_log_ratio_low"].reason
+
+
+def test_a_band_beyond_the_grid_is_not_measured():
+    """It holds nothing whatever is forecast, and an error of 0 would be met by everyone."""
+    of, other = truth(), truth(seed=1)
+    for over, first in (("space", 33), ("time", 3)):
+        scores = scored(other, of, over=over, edges=[1, first])
+        assert scores["spectral_mse_mid"].value > 0
+        assert f"begins at wavenumber {first}" in scores["spectral_mse_high"].reason
+        inside = scored(other, of, over=over, edges=[1, first - 1])
+        assert inside["spectral_mse_high"].value > 0
 
 
 def test_what_cannot_be_measured_says_so():

@@ -16,6 +16,7 @@ In fields: light_cone_leak, the share of the response to a disturbance of one po
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -45,7 +46,7 @@ PAIRS = 20
 """Pairs of true runs, alike but for their noise, that measure the floor of a stochastic world."""
 DISTURBED = 0.1
 """Size of the disturbance of one point of a field, in spreads."""
-EFFECTS = ("counterfactual_error", "effect_error", "ate_error", "action_sensitivity")
+EFFECTS = ("counterfactual_error", "effect_error", "ate_error")
 
 
 class Causality:
@@ -150,18 +151,18 @@ class Causality:
         n = len(tried.first) * tried.n
         if not isinstance(self.system, Restartable):
             reason = f"{type(self.system).__name__} cannot be restarted: no start comes twice for a model"
-            return dict.fromkeys(EFFECTS, Score(float("nan"), n=0, reason=reason))
+            return _unmeasured(reason, 0)
         try:
             past, other = tried.happen(tried.first), tried.happen(tried.second)
             true = [tried.future(run)[:, :, 1:] for run in (past, other)]
             guess = [tried.predict(model, past, plan)[:, :, 1:] for plan in (tried.first, tried.second)]
         except (NotMeasurable, ModelFailed) as error:
             failed = n if isinstance(error, ModelFailed) else 0
-            return dict.fromkeys(EFFECTS, Score(float("nan"), n=n, failed=failed, reason=str(error)))
+            return _unmeasured(str(error), n, failed)
         found = Effects(*true, *guess)
         if not float(size(found.true).mean()) > 1e-9:
             reason = "the second plan changes nothing in the true world: there is no effect to predict"
-            return dict.fromkeys(EFFECTS, Score(float("nan"), n=n, reason=reason))
+            return _unmeasured(reason, n)
         floors = self._floors(tried, true)
         counterfactual, effect = found.counterfactual(), found.effect()
         return {
@@ -230,6 +231,12 @@ class Causality:
             )
             return Score(float("nan"), floor=floor, n=len(found), failed=failed, reason=reason)
         return Score(float(found.mean()), floor=floor, interval=mean_interval(found), n=len(found))
+
+
+def _unmeasured(reason: str, n: int, failed: int = 0) -> dict[str, Score]:
+    """No effect is known; ``action_sensitivity`` ranks nothing."""
+    lost = Score(float("nan"), n=n, failed=failed, reason=reason)
+    return dict.fromkeys(EFFECTS, lost) | {"action_sensitivity": replace(lost, better="")}
 
 
 @hookimpl

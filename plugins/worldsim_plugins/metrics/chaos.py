@@ -13,6 +13,7 @@ their horizon by some Lyapunov times alone: an RMSE beyond it ranks nothing, see
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -89,8 +90,12 @@ class Chaos:
             histories = self._histories(truth, step, context)
             rates = walks.of_truth(self.system, histories[:, -1])
         except NotMeasurable as reason:
-            nothing = Score(float("nan"), n=0, reason=str(reason))
-            return scores | dict.fromkeys(("valid_lyapunov_times", "lyapunov_max", "lyapunov_error"), nothing)
+            lost = Score(float("nan"), n=0, reason=str(reason))
+            return scores | {
+                "valid_lyapunov_times": replace(lost, better="higher"),
+                "lyapunov_max": replace(lost, better=""),
+                "lyapunov_error": lost,
+            }
         true = rates.mean(1)
         scores["valid_lyapunov_times"] = self._horizon(both, true, rates, step)
         return scores | self._exponents(walks, model, histories[: self.walkers], true, unit)
@@ -143,7 +148,11 @@ class Chaos:
             each = walks.of_model(model, histories).mean(1)
         except ModelFailed as error:
             lost = Score(float("nan"), units=per, n=0, failed=self.walkers, reason=str(error))
-            return {"lyapunov_max": lost, "lyapunov_error": lost, "lyapunov_spectrum_truth": known}
+            return {
+                "lyapunov_max": replace(lost, better=""),
+                "lyapunov_error": lost,
+                "lyapunov_spectrum_truth": known,
+            }
         failed = int(each.isnan().any(1).sum())
         reason = f"{failed} of {len(each)} walks of the model are not finite" if failed else ""
         if not reason and not each[:, 0].isfinite().all():

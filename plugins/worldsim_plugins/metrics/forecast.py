@@ -171,8 +171,10 @@ def calibration(found: Measured, floors: list[Measured]) -> dict[str, Score]:
         reason = (
             "the draws have no spread" if ratio == 0 else "the forecast has no error, so no skill to compare"
         )
-        nothing = Score(float("nan"), n=n, reason=reason)
-        return {"spread_skill": nothing, "spread_skill_error": nothing}
+        return {
+            "spread_skill": Score(float("nan"), better="", n=n, reason=reason),
+            "spread_skill_error": Score(float("nan"), n=n, reason=reason),
+        }
     influence = (found.variance / found.variance.mean() - found.error / found.error.mean()) / 2
     factor = float((NORMAL * influence.std() / n**0.5).exp())
     own = torch.tensor([each.spread_skill for each in floors], dtype=torch.float64)

@@ -11,7 +11,7 @@ blurs what it cannot predict: its error is small and its spectrum is wrong. Band
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import Metric, Model, System
-from worldsim_kernels.spectra import band_power, crmse, fourier_rmse, vrmse
+from worldsim_kernels.spectra import band_power, crmse, fourier_rmse, shells, vrmse
 from worldsim_plugins.metrics.comparison import compare, component_scale, mean_interval
 from worldsim_plugins.metrics.law_scores import NORMAL
 from worldsim_plugins.metrics.truth_samples import afresh
@@ -87,7 +87,7 @@ class Spectra:
         error = draws.mean(1) - actual
         parts = self.power(error, grid, window=False)
         scores = {
-            f"spectral_mse_{band}": Score(float(rows.mean()), interval=mean_interval(rows), n=len(rows))
+            f"spectral_mse_{band}": self.band_error(band, rows, grid or both.times.shape)
             for band, rows in zip(self.bands, parts.T)
         }
         if grid:
@@ -127,6 +127,14 @@ class Spectra:
             lines = lines * hann / hann.square().mean().sqrt()
         return band_power(lines, self.edges).mean(1)
 
+    def band_error(self, band: str, rows: Tensor, grid: Sequence[int]) -> Score:
+        """The mean of ``rows`` ``[n]``; not measurable where ``grid`` has no wavenumber in the band."""
+        first, largest = (0, *self.edges)[self.bands.index(band)], int(shells(grid).max())
+        if first > largest:
+            reason = f"the {band} band begins at wavenumber {first}, and {list(grid)} points reach {largest}"
+            return Score(float("nan"), n=len(rows), reason=reason)
+        return Score(float(rows.mean()), interval=mean_interval(rows), n=len(rows))
+
     def floors(
         self, truth: Trajectory, grid: tuple[int, ...], scale: Tensor, middle: Tensor
     ) -> tuple[Tensor, str]:
@@ -153,8 +161,9 @@ class Spectra:
         for i, band in enumerate(self.bands):
             right, guess = own[:, i], made[:, i]
             if not float(right.mean()) > SILENT * float(own.sum(1).mean()):
-                nothing = Score(float("nan"), n=n, reason=f"the truth has no power in the {band} band")
-                scores |= {f"power_ratio_{band}": nothing, f"power_log_ratio_{band}": nothing}
+                reason = f"the truth has no power in the {band} band"
+                scores[f"power_ratio_{band}"] = Score(float("nan"), better="", n=n, reason=reason)
+                scores[f"power_log_ratio_{band}"] = Score(float("nan"), n=n, reason=reason)
                 continue
             ratio = float(guess.mean() / right.mean())
             if not ratio > SILENT:
