@@ -108,6 +108,8 @@ class Score:
     failed    how many of them could not be evaluated (must be 0 for a headline)
     reason    why the score is *not measurable*; then ``value`` is NaN and is never averaged
     coords    labels for ``dims``, e.g. {"planet": ["mercury", ...]}
+    met_by    who scores like the truth without following it, and why, e.g. "a forecast that never changes,
+              which keeps what it is given"; "" when nobody does. Such a score is no headline
     """
 
     value: float | np.ndarray
@@ -120,6 +122,7 @@ class Score:
     failed: int = 0
     reason: str = ""
     coords: Mapping[str, Any] = field(default_factory=dict)
+    met_by: str = ""
 
 
 class System(Protocol):
@@ -186,7 +189,11 @@ class Constraint(Protocol):
 
 
 class Metric(Protocol):
-    """One family of scores."""
+    """One family of scores.
+
+    A ``met_by`` attribute, pattern of names -> sentence, says of some of them who meets them without
+    understanding (``Score.met_by``).
+    """
 
     def score(self, truth: Trajectory, prediction: Trajectory, model: Model) -> Mapping[str, Score]:
         """Named scores of a prediction on the same times as the truth (frame 0 is the given context)."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class ScoredPart:
         try:
             built = self.component.build(plugins, system=system)
             if noun == "constraint":
-                return residual_scores(name, built, guess)
+                return with_caveats(built, residual_scores(name, built, guess))
             return score_with(name, built, truth, guess, model)
         except NotMeasurable as reason:
             return {name: Score(float("nan"), better="", n=0, reason=str(reason))}
@@ -70,7 +71,21 @@ def score_with(
         raise PluginError(
             f"metric {name!r}: score must return a mapping of names to Score, it gave {scores!r:.80}"
         )
-    return {key: _checked(name, key, score) for key, score in scores.items()}
+    return with_caveats(metric, {key: _checked(name, key, score) for key, score in scores.items()})
+
+
+def with_caveats(part: Metric | Constraint, scores: Mapping[str, Score]) -> dict[str, Score]:
+    """The scores with what the metric or constraint says of their names: who meets them without
+    understanding. The first pattern that fits counts; what a score says of itself stands."""
+    patterns: Mapping[str, str] = getattr(part, "met_by", {})
+
+    def caveat(name: str) -> str:
+        return next((text for pattern, text in patterns.items() if fnmatchcase(name, pattern)), "")
+
+    return {
+        name: replace(score, met_by=score.met_by or (caveat(name) if score.better else ""))
+        for name, score in scores.items()
+    }
 
 
 def _checked(metric: str, name: str, score: Score) -> Score:
@@ -124,6 +139,7 @@ def to_document(scores: Mapping[str, Score]) -> dict[str, Any]:
             "failed": int(score.failed),
             "reason": score.reason,
             "coords": {key: _plain(value) for key, value in score.coords.items()},
+            "met_by": score.met_by,
         }
         for name, score in scores.items()
     }
@@ -167,4 +183,5 @@ def _score(entry: Mapping[str, Any]) -> Score:
         failed=entry["failed"],
         reason=entry["reason"],
         coords=entry["coords"],
+        met_by=entry.get("met_by", ""),  # results kept by earlier versions do not say
     )

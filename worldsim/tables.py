@@ -39,6 +39,7 @@ class Summary:
     units: str
     n: int
     reasons: tuple[str, ...]
+    met_by: str = ""
 
 
 def scalars(rows: Iterable[Row]) -> Iterator[Row]:
@@ -86,6 +87,7 @@ def _summary(group: Sequence[Row]) -> Summary:
         float(np.mean(floors)) if floors else None,
         first.score.better, first.score.units, first.score.n,
         tuple(dict.fromkeys(row.score.reason for row in group if row.score.reason)),
+        next((row.score.met_by for row in group if row.score.met_by), ""),
     )  # fmt: skip
 
 
@@ -266,8 +268,8 @@ def is_variant(name: str, names: Iterable[str]) -> bool:
 
 
 def headlines(summaries: Sequence[Summary]) -> list[str]:
-    """The first scores of each metric that are no variants, measured ones before others; the labels of one
-    score count as one."""
+    """The first scores of each metric that are no variants, measured ones before others, and none that is met
+    without understanding where there is another; the labels of one score count as one."""
     by_metric: dict[str, dict[str, dict[str, None]]] = {}
     measured = {summary.name for summary in summaries if summary.values}
     for summary in summaries:
@@ -277,9 +279,31 @@ def headlines(summaries: Sequence[Summary]) -> list[str]:
     for scores in by_metric.values():
         own = [score for score in scores if not is_variant(score, scores)]
         own.sort(key=lambda score: not measured & scores[score].keys())
+        gated = "coherence_auc" if "fidelity" in scores else ""
+        alone = [score for score in own if score == gated or not _is_met(scores[score], summaries)]
+        own = alone if any(measured & scores[score].keys() for score in alone) else own
         shown = [*own[:HEADLINES], *(score for score in own[HEADLINES:] if score in BESIDE)]
         found += [name for score in shown for name in scores[score]]
     return found
+
+
+def _is_met(names: Iterable[str], summaries: Sequence[Summary]) -> bool:
+    """Whether a score, with its labels ``names``, is met without understanding: its metric says so, or a
+    baseline is as good as the truth for each of them."""
+    groups = [[s for s in summaries if s.name == name] for name in names]
+    return any(s.met_by for group in groups for s in group) or all(map(_a_baseline_meets, groups))
+
+
+def _a_baseline_meets(group: Sequence[Summary]) -> bool:
+    means = {s.model: s.mean for s in group if s.baseline and s.values}
+    truth = means.pop("truth", math.nan)
+    return met_without_truth(group[0].better, truth, means.values())
+
+
+def met_without_truth(better: str, truth: float, baselines: Iterable[float]) -> bool:
+    """Whether a baseline is at least as good as the true system: the score cannot tell them apart."""
+    sign = 1 if better == "lower" else -1
+    return any(sign * value <= sign * truth + ROUNDING for value in baselines)
 
 
 def as_html(results: Results) -> str:

@@ -77,6 +77,14 @@ def test_what_could_be_measured_comes_first():
     assert headlines(summarise(found))[1:4] == ["compression", "recall", "fidelity"]
 
 
+def test_what_is_met_without_understanding_gives_way():
+    found = [
+        replace(row, score=replace(row.score, met_by="truth")) if row.name in ("W2", "compression") else row
+        for row in rows()
+    ]
+    assert headlines(summarise(found))[:4] == ["W2", "coherence_auc", "recall", "fidelity"]
+
+
 PUBLISHED = [
     {"model": "a_model_of_some_length", "quantity": "their error", "value": 0.2, "spread": 0.05,
      "source": "Somebody 2020, table 1", "score": "nrmse", "note": "at T = 1"},

@@ -460,6 +460,50 @@ def test_headlines_leave_out_variants_and_put_named_things_first():
     ]
 
 
+def scored(name, values, met_by="", metric="m", better="lower"):
+    """Rows of a score, by model; names of baselines are baselines."""
+    return [
+        Row("s", model, 0, model in ("truth", "persistence"), "test", metric, name,
+            Score(value, better=better, met_by=met_by))
+        for model, value in values.items()
+    ]  # fmt: skip
+
+
+def first_looks(rows):
+    found = boards(rows, kinds(rows, {"ode": True}))
+    return [[b.title for b in group] for group in headlines(found, "test")], found
+
+
+def test_a_score_that_is_met_without_understanding_is_no_headline_where_there_is_another():
+    drift = scored("drift", {"ode": 0.1, "truth": 0.0}, met_by="persistence, which never changes")
+    error = scored("error", {"ode": 0.2, "truth": 0.0, "persistence": 1.0})
+    assert first_looks([*drift, *error])[0] == [["error"]]
+    lost = [replace(row, score=Score(float("nan"), reason="it is not")) for row in error]
+    for rows in (drift, [*drift, *lost]):  # a score that nobody has is no other
+        names, found = first_looks(rows)
+        assert ["drift"] in names
+        said = answer([found[0]], found)
+        assert said.endswith("It can be met without understanding, by persistence, which never changes.")
+
+
+def test_a_score_in_which_a_baseline_is_as_good_as_the_truth_is_no_headline_either():
+    level = scored("valid", {"ode": 2.0, "truth": 3.0, "persistence": 3.0}, better="higher")
+    error = scored("error", {"ode": 0.2, "truth": 0.1, "persistence": 1.0})
+    assert first_looks([*level, *error])[0] == [["error"]]
+    names, found = first_looks(level)
+    assert names == [["valid"]]
+    assert "persistence scores like the truth without following it" in answer([found[0]], found)
+
+
+def test_coherence_stays_a_headline_beside_its_fidelity():
+    auc = scored(
+        "coherence_auc", {"ode": 1.0, "truth": 1.0, "persistence": 1.0}, "persistence", "c", "higher"
+    )
+    far = scored("fidelity", {"ode": 0.1, "truth": 0.0, "persistence": 1.0}, metric="c")
+    recall = scored("recall", {"ode": 0.5, "truth": 1.0, "persistence": 1.0}, "persistence", "c", "higher")
+    assert first_looks([*auc, *recall, *far])[0] == [["coherence_auc"], ["fidelity"]]
+
+
 @pytest.mark.parametrize(
     ("components", "plane"),
     [

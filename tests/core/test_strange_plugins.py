@@ -17,7 +17,7 @@ from worldsim.plugins import registry
 from worldsim.reading import from_document
 from worldsim.scenario import FitSettings
 from worldsim.score import from_document as read_scores
-from worldsim.score import residual_scores, to_document
+from worldsim.score import residual_scores, score_with, to_document
 from worldsim.trees import to_dataset
 from worldsim.truth import _repeats, check_truth
 from worldsim.wrapped import Wrapped, scaling_of
@@ -280,3 +280,33 @@ def test_the_world_of_every_split_is_checked_before_anything_is_computed(tmp_pat
     with pytest.raises(ScenarioError, match=words) as caught:
         run(tmp_path, data=data, constraints=["energy"])
     assert caught.value.problems[0].key == "data.splits.other.system"
+
+
+class Told:
+    """A metric that says who meets two of its scores; one score says so itself."""
+
+    met_by = {"drift_*_slope": "nobody moves", "drift_*": "persistence"}  # noqa: RUF012
+
+    def score(self, truth, prediction, model):
+        return {
+            "drift_energy": Score(0.1),
+            "drift_energy_slope": Score(0.1),
+            "drift_own": Score(0.1, met_by="its own word"),
+            "drift_described": Score(0.1, better=""),
+            "error": Score(0.1),
+        }
+
+
+def test_what_a_metric_says_of_its_scores_is_kept_with_them():
+    scores = score_with("told", Told(), truth(), truth(), None)
+    said = {name: score.met_by for name, score in read_scores(to_document(scores)).items()}
+    assert said == {
+        "drift_energy": "persistence", "drift_energy_slope": "nobody moves", "drift_own": "its own word",
+        "drift_described": "", "error": "",
+    }  # fmt: skip
+
+
+def test_scores_that_were_kept_before_are_read():
+    kept = to_document({"error": Score(0.1)})
+    del kept["error"]["met_by"]
+    assert read_scores(kept) == {"error": Score(0.1)}

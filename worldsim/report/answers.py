@@ -67,10 +67,11 @@ def begun(text: str) -> str:
 def answer(group: Sequence[Board], found: Sequence[Board] = ()) -> str:
     """What the boards of one score say: a sentence or two. ``found`` holds the other boards of the scenario:
     who is coherent ranks only with futures that are nearer to the truth's than a baseline's."""
+    caveat = f" It can be met without understanding, by {group[0].met_by}." if group[0].met_by else ""
     if group[0].label:
-        return _over_labels(group)
+        return _over_labels(group) + caveat
     fidelity = fidelity_beside(group[0], found)
-    return _single(among_faithful(group[0], fidelity) if fidelity else group[0], fidelity)
+    return _single(among_faithful(group[0], fidelity) if fidelity else group[0], fidelity) + caveat
 
 
 def _single(board: Board, fidelity: Board | None = None) -> str:
@@ -112,6 +113,8 @@ def _ahead(board: Board, ours: Sequence[Standing], rivals: Sequence[Standing], t
         text = _compared(board, best, (ours[1:] or rivals)[0]) + _others(board, ours[2:])
     if rivals and len(ours) + len(rivals) > 2:
         text += f"; {'each' if len(level) > 1 else best.model} beats {_beaten(rivals, trivial)}"
+    elif trivial:
+        text += f"; {_alike(trivial)}"
     return text
 
 
@@ -128,9 +131,13 @@ def _beaten(rivals: Sequence[Standing], trivial: Sequence[str]) -> str:
     references = [s.model for s in rivals if s.kind == "reference"]
     every = "every baseline"
     if trivial:
-        verb = "scores" if len(trivial) == 1 else "score"
-        every += f" but {_listed(trivial)}, which {verb} like the truth without following it"
+        every += f" but {_alike(trivial, ', which')}"
     return _listed([*references, *([every] if len(references) < len(rivals) else [])])
+
+
+def _alike(trivial: Sequence[str], which: str = "") -> str:
+    verb = "scores" if len(trivial) == 1 else "score"
+    return f"{_listed(trivial)}{which} {verb} like the truth without following it"
 
 
 def _compared(board: Board, best: Standing, other: Standing) -> str:

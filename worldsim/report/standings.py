@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from worldsim.results import Row
-from worldsim.tables import interval, is_variant
+from worldsim.tables import interval, is_variant, met_without_truth
 
 Kind = Literal["learned", "model", "reference", "baseline", "truth"]
 GRIDS = frozenset({"time", "pair", "point", "axis", "class", "frame", "probability"})
@@ -57,6 +57,8 @@ class Board:
     better: str
     units: str
     standings: tuple[Standing, ...]
+    met_by: str = ""
+    """Who scores like the truth without following it, as the metric says."""
 
     @property
     def title(self) -> str:
@@ -107,6 +109,7 @@ def boards(rows: Sequence[Row], kind: Mapping[str, Kind]) -> list[Board]:
         Board(
             *key, _better(models), next(iter(models.values()))[0].score.units,
             tuple(_standing(model, kind[model], group) for model, group in models.items()),
+            next((r.score.met_by for rows in models.values() for r in rows if r.score.met_by), ""),
         )
         for key, models in groups.items()
     ]  # fmt: skip
@@ -188,6 +191,7 @@ def headlines(found: Sequence[Board], split: str, each: int = 2) -> list[list[Bo
     have, then the order in which it is kept; a score named after an earlier one (``W2_squared``) is a
     variant of it, not a new one.
     The error of a forecast law is always among them: that of single draws says nothing about a law.
+    A score that is met without understanding is left out wherever the metric has another one.
     """
     chosen = []
     for metric in dict.fromkeys(board.metric for board in found):
@@ -200,9 +204,26 @@ def headlines(found: Sequence[Board], split: str, each: int = 2) -> list[list[Bo
         for name in ordered:
             if not is_variant(name, groups):
                 names.append(name)
+        alone = [name for name in names if not is_met(groups[name], found)]
+        names = alone if any(s.values for name in alone for s in groups[name][0].standings) else names
         beside = [name for name in names[each:] if name == "crps"] if each > 1 else []
         chosen += [groups[name] for name in [*names[:each], *beside]]
     return chosen
+
+
+def is_met(group: Sequence[Board], found: Iterable[Board]) -> bool:
+    """Whether the boards of one score are met without understanding: the metric says so, or a baseline is as
+    good as the truth in all of them. Coherence with its fidelity is not, since who is as far from the truth
+    as a baseline does not rank in it."""
+    if group[0].name == "coherence_auc" and fidelity_beside(group[0], found):
+        return False
+    return any(board.met_by for board in group) or all(map(_a_baseline_meets, group))
+
+
+def _a_baseline_meets(board: Board) -> bool:
+    truth = next((s.mean for s in board.standings if s.kind == "truth" and s.ranks), math.nan)
+    baselines = [s.mean for s in board.standings if s.kind == "baseline" and s.ranks]
+    return met_without_truth(board.better, truth, baselines)
 
 
 def _place(board: Board) -> tuple[bool, bool, int]:

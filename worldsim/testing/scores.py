@@ -103,6 +103,9 @@ def _check_scores(
 ) -> None:
     good = isinstance(scores, Mapping) and all(isinstance(score, Score) for score in scores.values())
     checks.that(good, "a mapping of names to Score", repr(scores)[:80])
+    patterns = getattr(build(world.system), "met_by", {})
+    texts = isinstance(patterns, Mapping) and all(isinstance(t, str) for kv in patterns.items() for t in kv)
+    checks.that(texts, "met_by: a mapping of patterns of names to sentences", repr(patterns)[:80])
     before = truth.states.clone()
     with checks.leaving_random_state("score"):
         again = _scored(build(world.system), world, truth, guess)
