@@ -44,6 +44,10 @@ class Energy:
     local_in_time = True
     needs = ("HasEnergy",)
 
+    met_by: Mapping[str, str] = {
+        "violation_*": "persistence, which keeps all that it was given because it never changes",
+    }
+
     def __init__(
         self,
         system: System,

@@ -62,6 +62,10 @@ class Causality:
     whose rollout is differentiable; each is not measurable otherwise, with the reason.
     """
 
+    met_by: Mapping[str, str] = {
+        "*_leak": "every baseline that ignores what is done, and persistence, which spreads nothing",
+    }
+
     def __init__(
         self,
         system: System,

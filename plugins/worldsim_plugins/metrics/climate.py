@@ -45,6 +45,15 @@ class Climate:
     state_divergence needs at most 3 components, spectrum_distance trajectories of one length.
     """
 
+    met_by: Mapping[str, str] = {
+        "blow_up_rate": "every baseline, since none leaves the range of the truth",
+        "marginal_w1": "climatology, persistence, shuffled and memoriser, which are at the right places, in "
+        "any order",
+        "state_divergence": "climatology, shuffled and memoriser, which are at the right places, in any "
+        "order",
+        "spectrum_distance": "shuffled and memoriser, true trajectories of other starts",
+    }
+
     def __init__(
         self,
         system: System,

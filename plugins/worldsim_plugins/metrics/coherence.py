@@ -27,6 +27,7 @@ from worldsim.protocols import (
     System,
 )
 from worldsim_plugins.metrics.coherence_in_words import of_states, of_tokens
+from worldsim_plugins.metrics.coherence_nulls import OVER_STATES, OVER_TOKENS
 from worldsim_plugins.metrics.continuous_coherence import (
     HIGHER,
     better,
@@ -158,6 +159,7 @@ class Coherence:
         self.distinct = tuple(dict.fromkeys(distinct or [SHUFFLED]))
         offered = system.history_kinds if isinstance(system, HasEquivalentHistories) else ()
         self.kinds = _known("kinds", kinds or offered, offered, system)
+        self.met_by: Mapping[str, str] = OVER_TOKENS if isinstance(system, HasAutomaton) else OVER_STATES
         if isinstance(system, HasAutomaton):
             return
         if not offered:

@@ -41,6 +41,10 @@ class Film:
     NotMeasurable for a system that is no film or for films of fewer than 5 frames.
     """
 
+    met_by: Mapping[str, str] = {
+        "latent_energy_drift": "a model whose own energy is no energy of what it shows",
+    }
+
     def __init__(self, system: System) -> None:
         self.system = system
 

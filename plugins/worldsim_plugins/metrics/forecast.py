@@ -42,6 +42,13 @@ class Forecast:
     that are not finite leave nothing measurable.
     """
 
+    met_by: Mapping[str, str] = {
+        "spread_skill_error": "climatology and shuffled, as unsure as they should be where the start "
+        "tells little",
+        "rank_chi_square": "climatology and shuffled, as unsure as they should be where the start "
+        "tells little",
+    }
+
     def __init__(
         self,
         system: System,

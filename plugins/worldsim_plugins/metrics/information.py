@@ -55,6 +55,10 @@ class Information:
     (infinite), with fewer than ``minimum`` trajectories, and for too few tokens to count words.
     """
 
+    met_by: Mapping[str, str] = {
+        "*_error": "shuffled and memoriser, true trajectories of other starts",
+    }
+
     def __init__(
         self,
         system: System,

@@ -41,6 +41,12 @@ class Invariants:
     system that conserves nothing, ValueError for a ``scale`` of something that it does not conserve.
     """
 
+    met_by: Mapping[str, str] = {
+        "drift_*_slope": "persistence, constant, shuffled and memoriser, which stay where they are or move "
+        "as a true trajectory does, without a trend",
+        "*": "persistence, which keeps all that it was given because it never changes",
+    }
+
     def __init__(
         self,
         system: System,

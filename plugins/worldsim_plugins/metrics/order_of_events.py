@@ -38,6 +38,11 @@ class OrderOfEvents:
     number. Where the truth has no event at all nothing is measurable.
     """
 
+    met_by: Mapping[str, str] = {
+        "events_missed": "climatology and shuffled, which pass the level often enough",
+        "events_spurious": "persistence and constant, in which nothing happens",
+    }
+
     def __init__(
         self,
         system: System,

@@ -20,6 +20,7 @@ from torch import Tensor
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import HasAutomaton, HasLegality, HasNextToken, HasTokenLaws, Metric, Model, System
 from worldsim_plugins.metrics.coherence_in_words import of_tokens
+from worldsim_plugins.metrics.coherence_nulls import OVER_TOKENS
 from worldsim_plugins.metrics.comparison import mean_interval, within
 from worldsim_plugins.metrics.continuous_coherence import ranking, weighted_ranking
 from worldsim_plugins.metrics.inquiry import forced
@@ -55,6 +56,7 @@ class SampledCoherence:
     """
 
     explain = staticmethod(of_tokens)
+    met_by: Mapping[str, str] = OVER_TOKENS
 
     def __init__(
         self,

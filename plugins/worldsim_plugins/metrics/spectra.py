@@ -42,6 +42,11 @@ class Spectra:
     leave nothing measurable.
     """
 
+    met_by: Mapping[str, str] = {
+        "power_log_ratio_*": "shuffled and memoriser, whose power is that of a truth, and persistence, where "
+        "the power of a single frame is",
+    }
+
     def __init__(
         self,
         system: System,

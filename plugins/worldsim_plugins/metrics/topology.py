@@ -55,6 +55,11 @@ class Topology:
     nothing measurable.
     """
 
+    met_by: Mapping[str, str] = {
+        "betti_*_error": "climatology, shuffled and memoriser: a small whole number is soon right",
+        "bottleneck_*": "shuffled and memoriser, whose trajectories have the shape of true ones",
+    }
+
     def __init__(
         self,
         system: System,

@@ -63,6 +63,10 @@ class Wasserstein:
     below the floor; rollouts that are not finite leave nothing measurable.
     """
 
+    met_by: Mapping[str, str] = {
+        "*": "shuffled and memoriser: true trajectories of other starts have the right law",
+    }
+
     def __init__(
         self,
         system: System,
