@@ -30,6 +30,7 @@ PHRASES = {
     "crps": "error of the forecast law (CRPS)",
     "W2": "distance from the true law (W2)",
     "coherence_auc": "coherence (AUC)",
+    "fidelity": "distance from the true futures (fidelity)",
     "token_validity": "share of legal tokens",
     "next_token_validity": "share of legal tokens among the most probable",
     "edges_right": "share of right edges",
