@@ -1,4 +1,5 @@
-"""The inductive-bias probe in its exact cases, and automata learned from models whose automaton is known."""
+"""The inductive-bias probe and the bisimulation metric in their exact cases, and automata learned from models
+whose automaton is known."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import torch
 from worldsim_plugins.generators.believed_automaton import BelievedAutomaton
 from worldsim_plugins.metrics.automaton_extraction import OPEN, correspondence, learn
 from worldsim_plugins.metrics.bias_probe import inductive_bias, probe
-from worldsim_plugins.metrics.minimisation import minimise
+from worldsim_plugins.metrics.bisimulation import bisimulation
+from worldsim_plugins.metrics.minimisation import minimal_classes, minimise
 from worldsim_plugins.systems.automaton import Automaton
 
 STATES = torch.arange(60) % 6
@@ -128,3 +130,58 @@ def test_an_automaton_that_is_too_large_says_that_it_is_not_finished():
         found.transitions, minimise(Automaton(preset="lattice", states=9).transitions(), 0).transitions
     )
     assert {kind for *_, kind in beside.edges} == {"right"}
+
+
+def process(states: int, actions: int = 2, seed: int = 0):
+    """Rewards ``[state, action]`` and laws ``[state, action, state]`` at random."""
+    rewards = torch.rand(states, actions, generator=seeded(seed), dtype=torch.float64)
+    laws = torch.rand(states, actions, states, generator=seeded(seed + 1), dtype=torch.float64)
+    return rewards, laws / laws.sum(2, keepdim=True)
+
+
+def test_duplicate_states_are_at_no_distance_and_those_never_left_at_that_of_their_rewards():
+    rewards, laws = process(4)
+    twice = torch.cat([laws, laws], 2) / 2
+    distance = bisimulation(torch.cat([rewards] * 2), torch.cat([twice] * 2), 0.8)
+    assert float(distance[torch.arange(4), torch.arange(4) + 4].max()) < 1e-9
+    torch.testing.assert_close(distance[:4, :4], bisimulation(rewards, laws, 0.8), rtol=0, atol=1e-8)
+    stay = torch.eye(2, dtype=torch.float64)[:, None]
+    for discount in (0.0, 0.5, 0.9):
+        distance = bisimulation(torch.tensor([[0.2], [1.5]]).double(), stay, discount)
+        assert float(distance[0, 1]) == pytest.approx(1.3, abs=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_can_be_gained_differs_by_no_more_than_the_distance_of_bisimulation(seed):
+    (rewards, laws), discount = process(5, seed=seed), 0.7
+    value = torch.zeros(5, dtype=torch.float64)
+    for _ in range(200):
+        value = (rewards + discount * laws @ value).amax(1)
+    gained = (1 - discount) * (value[:, None] - value).abs()
+    distance = bisimulation(rewards, laws, discount)
+    assert bool((gained <= distance + 1e-9).all())
+    assert float(gained.max()) > 0.1 * float(distance.max())
+    # A metric: symmetric, 0 at home, and no way round is shorter.
+    assert torch.equal(distance, distance.T)
+    assert bool((distance[:, None] <= distance[:, :, None] + distance[None] + 1e-9).all())
+
+
+def test_states_of_one_language_are_those_that_bisimulation_does_not_part():
+    """The reward says which token is legal; an illegal one ends in a state where none is."""
+    table = torch.tensor([[1, 2], [0, -1], [0, -1], [3, -1]])
+    legal = torch.cat([table >= 0, torch.zeros(1, 2, dtype=torch.bool)])
+    laws = torch.nn.functional.one_hot(torch.where(table < 0, 4, table), 5)
+    laws = torch.cat([laws, torch.tensor([0, 0, 0, 0, 1]).expand(1, 2, 5)])
+    distance, classes = bisimulation(legal, laws, 0.5), minimal_classes(table)
+    assert torch.equal(distance[:4, :4] < 1e-8, classes[:, None] == classes)
+
+
+def test_what_is_no_decision_process_is_refused():
+    rewards, laws = process(3)
+    for call, message in (
+        (lambda: bisimulation(rewards[0], laws, 0.5), "expected \\[state, action\\]"),
+        (lambda: bisimulation(rewards, 2 * laws, 0.5), "sums to 1"),
+        (lambda: bisimulation(rewards, laws, 1.0), "below 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
