@@ -133,6 +133,44 @@ def test_bures_has_its_closed_forms(mean_a, cov_a, mean_b, cov_b, expected):
     assert float(laws.frechet(x, y).value) == pytest.approx(expected, abs=1e-9)
 
 
+def test_the_distance_of_two_gaussians_is_the_root():
+    assert laws.bures(tensor(0, 0), A, M, B) ** 0.5 == pytest.approx(1.5864063875, abs=5e-11)
+
+
+def proximal(tau, steps):
+    """Mean and deviation of N(1, 4) after each step of Jordan, Kinderlehrer and Otto (1998) for the energy of
+    an Ornstein-Uhlenbeck process, x^2 / 2 and the entropy: m' = m / (1 + tau),
+    s' = (s + sqrt(s^2 + 4 tau (1 + tau))) / (2 (1 + tau))."""
+    path = [(1.0, 2.0)]
+    for _ in range(steps):
+        m, s = path[-1]
+        path.append((m / (1 + tau), (s + math.sqrt(s * s + 4 * tau * (1 + tau))) / (2 * (1 + tau))))
+    return path
+
+
+def test_gaussian_transport_makes_the_steps_of_a_gradient_flow():
+    """Each minimises W2^2 / (2 tau) + energy, and ten of them come within O(tau) of the process."""
+    tau, path = 0.1, proximal(0.1, 10)
+    assert path[1] == pytest.approx((0.90909091, 1.86687761), abs=5e-9)
+    assert path[10] == pytest.approx((0.38554329, 1.21002669), abs=5e-9)
+
+    def cost(before, after):
+        (m, s), (mean, deviation) = before, after
+        moved = laws.bures(tensor(m), tensor([s * s]), tensor(mean), tensor([deviation**2]))
+        return moved / (2 * tau) + (mean**2 + deviation**2) / 2 - math.log(deviation)
+
+    for before, (m, s) in itertools.pairwise(path):
+        least = cost(before, (m, s))
+        for step in ((1e-4, 0), (-1e-4, 0), (0, 1e-4), (0, -1e-4)):
+            rise = cost(before, (m + step[0], s + step[1])) - least
+            curvature = 1 / tau + 1 + (1 / s**2 if step[1] else 0)
+            assert rise == pytest.approx(curvature * 1e-8 / 2, rel=1e-3)
+    exact = 0.3678794412, 1.1857511753
+    assert (math.exp(-1), math.sqrt(1 + 3 * math.exp(-2))) == pytest.approx(exact, abs=5e-11)
+    coarse, fine = (abs(proximal(1 / n, n)[n][1] - exact[1]) for n in (100, 200))
+    assert coarse / fine == pytest.approx(2, abs=0.02)
+
+
 @pytest.mark.parametrize("broken", [tensor([1, 1], [0, 1]), tensor([1, 0], [0, -1])])
 def test_bures_refuses_what_is_no_covariance(broken):
     for pair in ((broken, A), (A, broken)):
@@ -184,6 +222,20 @@ def test_the_standard_error_is_that_of_repeated_samples(distance):
 def test_unbiased_statistics_meet_their_closed_forms(distance, expected):
     found = [distance(normal(50, 1, seed=s), 1 + normal(40, 1, seed=900 + s)).value for s in range(300)]
     assert within(found, expected)
+
+
+def test_quantiles_of_normal_laws_meet_them_too():
+    """With the pairs of a point and itself put back, which fresh samples do not have."""
+    n = 1500
+    z = torch.special.ndtri((torch.arange(n, dtype=F64) + 0.5) / n)[:, None]
+    apart, alike = pairwise(z, z, squared=False).mean(), pairwise(z, z, squared=True).div(-2).exp().mean()
+    energy = float(laws.energy_distance_squared(z, z + 1).value) + 2 * float(apart) / (n - 1)
+    assert energy == pytest.approx(0.5418065793, abs=3e-6)
+    assert energy**0.5 == pytest.approx(0.7360751, abs=2e-6)
+    root = stats.energy_distance(z[:, 0].numpy(), z[:, 0].numpy() + 1)
+    assert root == pytest.approx(0.7360751, abs=2e-6)
+    mmd = float(laws.mmd_squared(z, z + 1, 1.0).value) + 2 * (1 - float(alike)) / (n - 1)
+    assert mmd == pytest.approx(0.1772676349, abs=2e-5)
 
 
 def test_the_definition_of_both_by_loops():

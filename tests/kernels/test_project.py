@@ -45,6 +45,23 @@ def test_damping_is_conditioning_on_a_noisy_observation() -> None:
     torch.testing.assert_close(moved, expected, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize(
+    ("metric", "mean", "variance"), [((1.0, 1.0), (0.5, 0.5), 1.25), ((1.0, 4.0), (0.2, 0.8), 0.8)]
+)
+def test_the_law_on_a_line_depends_on_what_is_held_to_be_near(metric, mean, variance) -> None:
+    """N(0, diag(1, 4)) onto x + y = 1. Moved the shortest way it is another law than the conditional one;
+    in units of its own deviations it is that: mean (1/5, 4/5), variance 4/5."""
+    unit = torch.tensor(metric, dtype=torch.float64).sqrt()
+    z = draw(400, 2, seed=5)
+    z = z - z.mean(0)
+    z = torch.linalg.solve_triangular(torch.linalg.cholesky(z.T @ z / 400), z.T, upper=False).T
+    x = z * torch.tensor([1.0, 2.0], dtype=torch.float64)
+    found = project(lambda y: (y * unit).sum(-1) - 1.0, (x / unit)[:, None]).x[:, 0] * unit
+    assert (found.sum(1) - 1).abs().max() < 1e-12
+    torch.testing.assert_close(found.mean(0), torch.tensor(mean, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert float(found[:, 0].var(correction=0)) == pytest.approx(variance, abs=1e-12)
+
+
 @pytest.mark.parametrize("local", [True, False])
 def test_pendulum_frames_reach_the_energy_of_their_own_trajectory(local: bool) -> None:
     x = draw(64, 8, 2) * torch.tensor([0.8, 0.8], dtype=torch.float64)

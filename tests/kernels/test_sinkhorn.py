@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from worldsim_kernels import explain, native, scaling, sinkhorn, transport, use
 
@@ -104,6 +105,66 @@ def test_gaussians_have_their_closed_form():
     assert float(sinkhorn(*points, *weights, **settings).value) == pytest.approx(2.8175080165, abs=1e-7)
     found = sinkhorn(*points, *weights, **settings, debias=True)
     assert float(found.value) == pytest.approx(0.9705794128, abs=1e-7)
+
+
+def bridged(x, y, a, b, sigma):
+    """The value, and the covariance of both ends, of the plan that a Brownian motion of variance sigma^2 t is
+    bridged by: epsilon = 2 sigma^2."""
+    a, b, epsilon = a / a.sum(), b / b.sum(), 2 * sigma**2
+    found = sinkhorn(x, y, a, b, epsilon=epsilon, tolerance=1e-8)
+    f, g = found.potential_x, found.potential_y
+    plan = a[:, None] * b * ((f[:, None] + g - cost(x, y)) / epsilon).exp()
+    return float(found.value), x.T @ plan @ y - (a @ x)[:, None] * (b @ y)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "covariance", "quarter", "half"),
+    [(1.0, 0.6180339887, 1.0442627458, 1.0590169944), (0.5, 0.8827822185, 1.0029183320, 1.0038911093)],
+)
+def test_the_plan_of_gaussians_is_that_of_their_schroedinger_bridge(sigma, covariance, quarter, half):
+    """N(-0.1, 1) to N(0.1, 1): the golden ratio at sigma 1 (Mallasto, Gerolin and Minh 2022)."""
+    grid = torch.linspace(-8, 8, 161, dtype=F64)[:, None]
+    weights = (-(grid[:, 0] ** 2) / 2).exp()
+    value, found = bridged(grid - 0.1, grid + 0.1, weights, weights, sigma)
+    assert float(found) == pytest.approx(covariance, abs=1e-8)
+    for t, variance in ((0.25, quarter), (0.5, half)):
+        spread = (1 - t) ** 2 + t**2 + t * (1 - t) * (2 * float(found) + sigma**2)
+        assert spread == pytest.approx(variance, abs=1e-8)
+    if sigma == 1:
+        assert value == pytest.approx(1.2851438476, abs=1e-8)
+
+
+def test_the_middle_of_a_bridge_in_the_plane():
+    """Covariance A to covariance B at sigma 1: the exact mixed term is
+    C = (A^1/2 (4 A^1/2 B A^1/2 + I)^1/2 A^-1/2 - I) / 2."""
+    a = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=F64)
+    b = torch.diag(torch.tensor([1.0, 3.0], dtype=F64))
+    z = torch.cartesian_prod(*[torch.linspace(-5.5, 5.5, 28, dtype=F64)] * 2)
+    weights = (-z.square().sum(1) / 2).exp()
+    z, weights = z[weights > 1e-7], weights[weights > 1e-7]
+    x, y = (z @ torch.linalg.cholesky(each).T for each in (a, b))
+    _, mixed = bridged(x, y + torch.tensor([1.0, -1.0], dtype=F64), weights, weights, 1.0)
+    middle = (a + b + mixed + mixed.T + torch.eye(2, dtype=F64)) / 4
+    expected = [[1.4662414425, 0.5068999703], [0.5068999703, 2.4800413830]]
+    torch.testing.assert_close(middle, torch.tensor(expected, dtype=F64), rtol=0, atol=2e-5)
+
+
+def test_the_divergence_goes_from_transport_to_the_distance_of_the_means(backend):
+    """As epsilon goes from 0 to infinity; it is positive, and what is not debiased is not 0 at home."""
+    x, y, a, b = clouds(40, 40)
+    settings = {"debias": True, "backend": backend, "max_iterations": 20_000}
+    wide = float(sinkhorn(x, y, a, b, epsilon=1e5, tolerance=1e-9, **settings).value)
+    means = (a @ x) / a.sum() - (b @ y) / b.sum()
+    assert wide == pytest.approx(float(means.square().sum()), rel=1e-3)
+    match = linear_sum_assignment(cost(x, y))
+    exact = float(cost(x, y)[match].mean())
+    near = [float(sinkhorn(x, y, epsilon=e, tolerance=1e-4, **settings).value) for e in (1.0, 0.1, 0.01)]
+    errors = [abs(value - exact) for value in near]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[2] < 1e-3 * exact
+    assert min(wide, *near) > 0
+    home = sinkhorn(x, x, epsilon=0.5, backend=backend, tolerance=1e-6)
+    assert float(home.value) > 0.01
 
 
 @pytest.mark.parametrize("epsilon", [0.01, 0.3, 10.0])
