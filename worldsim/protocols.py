@@ -417,7 +417,7 @@ class HasGroundTruths(Protocol):
     --selftest``)."""
 
     def ground_truths(self) -> Sequence[GroundTruth]:
-        """Computed anew at each call; a static method, since no system is given."""
+        """Computed anew at each call; a static or a class method, since no system is given."""
 
 
 @runtime_checkable

@@ -18,7 +18,8 @@ from worldsim_plugins.metrics.continuous_coherence import ranking, separation
 from worldsim_plugins.metrics.divergences import divergence
 from worldsim_plugins.metrics.history_pairs import couples, spread
 from worldsim_plugins.metrics.intervals import never
-from worldsim_plugins.metrics.myhill_nerode import nerode_classes, words
+from worldsim_plugins.metrics.known_coherence import columns
+from worldsim_plugins.metrics.myhill_nerode import nerode_classes
 from worldsim_plugins.metrics.observed import observer
 from worldsim_plugins.systems.automaton import Automaton
 from worldsim_plugins.systems.ornstein_uhlenbeck import OrnsteinUhlenbeck
@@ -393,31 +394,16 @@ def test_distances_have_the_scale_of_what_is_there_and_no_scale_of_rounding():
     assert spread(truth, observer(None, None)).tolist() == [1.0, 1.0]
 
 
-class Columns:
-    """Cumulative Connect-4 (Vafa et al. 2024): tokens are columns, legal until they hold ``rows`` pieces."""
-
-    def __init__(self, rows: int, columns: int) -> None:
-        radix = rows + 1
-        boards = words(radix, columns)
-        stride = radix ** torch.arange(columns - 1, -1, -1)
-        self.table = torch.where(boards < rows, (boards * stride).sum(1)[:, None] + stride, -1)
-        self.alphabet, self.initial = tuple(map(str, range(columns))), 0
-        self.open = boards < rows
-
-    def transitions(self):
-        return self.table
-
-
 def test_cumulative_connect_four():
     """A model that accepts every column is right wherever none is full, (n / (n + 1))^c of the states, and
     in n / (n + 1) of the tokens; it has recall 0 of every pair, and knows nothing."""
-    small = Columns(3, 2)
+    small = columns(3, 2)
     assert [int(nerode_classes(small.table, depth).max()) + 1 for depth in range(5)] == [1, 4, 9, 16, 16]
     assert int(nerode_classes(small.table).max()) + 1 == 16
     legal = small.table >= 0
     assert legal.all(1).double().mean() == pytest.approx((3 / 4) ** 2)
     # Seven columns of 1000 are independent of one another, so that each one's states are enough.
-    one = Columns(1000, 1).table >= 0
+    one = columns(1000, 1).table >= 0
     share = float(one.double().mean())
     assert share == pytest.approx(0.9990010, abs=5e-8)
     assert share**7 == pytest.approx(0.9930279, abs=5e-8)

@@ -35,6 +35,7 @@ from worldsim.protocols import (
 )
 from worldsim_kernels.causality import cells_from, cone_leak, temporal_leak
 from worldsim_kernels.lyapunov import NotDifferentiable
+from worldsim_plugins.metrics import known_dynamics
 from worldsim_plugins.metrics.comparison import component_scale, mean_interval, within
 from worldsim_plugins.metrics.interventions import Effects, Experiments, size
 from worldsim_plugins.metrics.model_failure import ModelFailed, blaming_the_model
@@ -65,6 +66,7 @@ class Causality:
     met_by: Mapping[str, str] = {
         "*_leak": "every baseline that ignores what is done, and persistence, which spreads nothing",
     }
+    ground_truths = staticmethod(known_dynamics.of_causality)
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import HasActions, HasAutomaton, Metric, Model, System
+from worldsim_plugins.metrics import known_dynamics
 from worldsim_plugins.metrics.comparison import Comparison, compare, component_scale, mean_interval
 from worldsim_plugins.metrics.model_failure import ModelFailed
 from worldsim_plugins.metrics.rollout import valid_time
@@ -44,6 +45,8 @@ class Chaos:
     Raises ValueError over tokens and for a driven system. Of a truth that is stochastic, cannot be restarted
     or is not chaotic the exponents, and the time counted in them, are not measurable.
     """
+
+    ground_truths = staticmethod(known_dynamics.of_chaos)
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ from torch import Tensor
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import HasAutomaton, Metric, Model, System
 from worldsim_kernels.attractors import hellinger, occupation_divergence, power_spectrum, wasserstein1
+from worldsim_plugins.metrics import known_dynamics
 from worldsim_plugins.metrics.comparison import compare, component_scale
 from worldsim_plugins.metrics.truth_samples import floored, truth_samples
 
@@ -53,6 +54,7 @@ class Climate:
         "order",
         "spectrum_distance": "shuffled and memoriser, true trajectories of other starts",
     }
+    ground_truths = staticmethod(known_dynamics.of_climate)
 
     def __init__(
         self,

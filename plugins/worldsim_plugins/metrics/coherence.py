@@ -26,6 +26,7 @@ from worldsim.protocols import (
     Model,
     System,
 )
+from worldsim_plugins.metrics import known_coherence
 from worldsim_plugins.metrics.coherence_in_words import of_states, of_tokens
 from worldsim_plugins.metrics.coherence_nulls import OVER_STATES, OVER_TOKENS
 from worldsim_plugins.metrics.continuous_coherence import (
@@ -79,6 +80,8 @@ class Coherence:
         """What the scores say of a model; over tokens or over states."""
         told = of_tokens if "compression_both" in scores else of_states
         return told(scores, truth)
+
+    ground_truths = classmethod(known_coherence.of_coherence)
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import HasObservables, Metric, Model, System
+from worldsim_plugins.metrics import known_dynamics
 from worldsim_plugins.metrics.comparison import compare, mean_interval, median, median_interval
 
 
@@ -46,6 +47,7 @@ class Invariants:
         "as a true trajectory does, without a trend",
         "*": "persistence, which keeps all that it was given because it never changes",
     }
+    ground_truths = classmethod(known_dynamics.of_invariants)
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ from torch import Tensor
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import HasAutomaton, Metric, Model, System
 from worldsim_kernels import laws
+from worldsim_plugins.metrics import known_dynamics
 from worldsim_plugins.metrics.comparison import (
     Comparison,
     compare,
@@ -42,6 +43,8 @@ class Rollout:
     A rollout that is not finite makes every average over it not measurable from there on; its valid time ends
     there. Raises ValueError when prediction and truth do not match, NotMeasurable when the truth is constant.
     """
+
+    ground_truths = classmethod(known_dynamics.of_rollout)
 
     def __init__(
         self,

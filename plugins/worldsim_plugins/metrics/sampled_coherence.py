@@ -19,6 +19,7 @@ from torch import Tensor
 
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import HasAutomaton, HasLegality, HasNextToken, HasTokenLaws, Metric, Model, System
+from worldsim_plugins.metrics import known_coherence
 from worldsim_plugins.metrics.coherence_in_words import of_tokens
 from worldsim_plugins.metrics.coherence_nulls import OVER_TOKENS
 from worldsim_plugins.metrics.comparison import mean_interval, within
@@ -57,6 +58,7 @@ class SampledCoherence:
 
     explain = staticmethod(of_tokens)
     met_by: Mapping[str, str] = OVER_TOKENS
+    ground_truths = classmethod(known_coherence.of_sampled_coherence)
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ from torch import Tensor
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import Metric, Model, System
 from worldsim_kernels.spectra import band_power, crmse, fourier_rmse, shells, vrmse
+from worldsim_plugins.metrics import known_shapes
 from worldsim_plugins.metrics.comparison import compare, component_scale, mean_interval
 from worldsim_plugins.metrics.law_scores import NORMAL
 from worldsim_plugins.metrics.truth_samples import afresh
@@ -46,6 +47,7 @@ class Spectra:
         "power_log_ratio_*": "shuffled and memoriser, whose power is that of a truth, and persistence, where "
         "the power of a single frame is",
     }
+    ground_truths = staticmethod(known_shapes.of_spectra)
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import Metric, Model, System
+from worldsim_plugins.metrics import known_shapes
 from worldsim_plugins.metrics.comparison import compare, component_scale, mean_interval
 from worldsim_plugins.metrics.persistence import (
     Diagram,
@@ -59,6 +60,7 @@ class Topology:
         "betti_*_error": "climatology, shuffled and memoriser: a small whole number is soon right",
         "bottleneck_*": "shuffled and memoriser, whose trajectories have the shape of true ones",
     }
+    ground_truths = staticmethod(known_shapes.of_topology)
 
     def __init__(
         self,
