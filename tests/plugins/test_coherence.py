@@ -13,6 +13,7 @@ from worldsim import NotMeasurable, Trajectory
 from worldsim.baselines import Persistence
 from worldsim.protocols import HistoryPairs
 from worldsim_plugins.generators.believed_automaton import BelievedAutomaton
+from worldsim_plugins.metrics import divergences
 from worldsim_plugins.metrics.coherence import Coherence
 from worldsim_plugins.metrics.continuous_coherence import ranking, separation
 from worldsim_plugins.metrics.divergences import divergence
@@ -344,6 +345,22 @@ def test_distances_in_closed_form():
     normal = torch.special.ndtri(level)[None, :, None, None]
     assert float(divergence(normal, normal + 1, unit)) ** 2 == pytest.approx(0.5418065793, abs=2e-3)
     assert divergence(x, x * torch.nan, scale).isinf().all()
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_distances_of_draws_do_not_depend_on_how_many_are_taken_at_once(monkeypatch, d):
+    x, y = torch.randn(2, 7, 5, 3, d, generator=generator(), dtype=torch.float64)
+    unit = torch.ones(d, dtype=torch.float64)
+
+    def mean(a, b):
+        return (a[:, :, None] - b[:, None]).norm(dim=-1).mean((1, 2))
+
+    expected = ((2 * mean(x, y) - mean(x, x) - mean(y, y)) / d**0.5).sqrt()
+    for chunk in (2**16, 60, 1):  # all of 21 problems, two, and one
+        monkeypatch.setattr(divergences, "CHUNK", chunk)
+        torch.testing.assert_close(divergence(x, y, unit, "energy"), expected, rtol=1e-12, atol=0)
+        assert (divergence(x, x.flip(1), unit, "energy") == 0).all()
+        assert divergence(x, y * torch.nan, unit, "energy").isinf().all()
 
 
 def test_ranking_counts_ties_half():

@@ -39,7 +39,7 @@ from worldsim_plugins.metrics.continuous_coherence import (
 from worldsim_plugins.metrics.history_pairs import Answers, Setting, answers, couples, spread
 from worldsim_plugins.metrics.model_failure import ModelFailed
 from worldsim_plugins.metrics.observed import observer
-from worldsim_plugins.metrics.pair_distances import Comparison, again, comparisons
+from worldsim_plugins.metrics.pair_distances import Comparison, Told, comparisons
 from worldsim_plugins.metrics.token_coherence import TokenSetting, over_tokens
 
 SHUFFLED = "shuffled"
@@ -214,11 +214,14 @@ class Coherence:
         """All kinds together, and where there are several each kind alone."""
 
         shuffled = SHUFFLED in self.distinct
-        parts = comparisons(found, alike, shuffled, scale, self.divergence)
-        ideal: Mapping[str, Comparison] = {}
-        if all(each.again is not None for each in (*found.values(), *alike.values())):
-            second = [{kind: again(each) for kind, each in which.items()} for which in (found, alike)]
-            ideal = comparisons(second[0], second[1], shuffled, scale, self.divergence)
+        told = [
+            {kind: Told.of(each, scale, self.divergence) for kind, each in which.items()}
+            for which in (found, alike)
+        ]
+        parts = comparisons(*told, shuffled)
+        second = [{kind: each.ideal() for kind, each in which.items()} for which in told]
+        known = all(each is not None for which in second for each in which.values())
+        ideal: Mapping[str, Comparison] = comparisons(*second, shuffled) if known else {}
         same = [kind for kind, each in found.items() for _ in each.cluster]
         other = [*(same if shuffled else []), *(kind for kind, each in alike.items() for _ in each.cluster)]
         scores: dict[str, Score] = {}
