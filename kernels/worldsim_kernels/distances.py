@@ -54,8 +54,10 @@ def pairwise_reference(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _root(squares: Tensor) -> Tensor:
-    apart = squares > 0
-    return torch.where(apart, torch.where(apart, squares, 1).sqrt(), 0)
+    if not squares.requires_grad:
+        return squares.sqrt()
+    same = squares == 0
+    return torch.where(same, 0, torch.where(same, 1, squares).sqrt())
 
 
 def _squared(x: Tensor, y: Tensor) -> Tensor:
@@ -93,11 +95,11 @@ class _Squared(torch.autograd.Function):
 
 
 def _by_feature(x: Tensor, y: Tensor) -> Tensor:
-    found = x.new_zeros(*x.shape[:-1], y.shape[-2])
+    found = None
     for k in range(x.shape[-1]):
         difference = x[..., :, None, k] - y[..., None, :, k]
-        found.addcmul_(difference, difference)
-    return found
+        found = difference.square_() if found is None else found.addcmul_(difference, difference)
+    return x.new_zeros(*x.shape[:-1], y.shape[-2]) if found is None else found
 
 
 def _centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ def mmd_squared(
     width = float(median_distance(pooled)) if bandwidth is None else float(bandwidth)
     if not width > 0:
         raise ValueError(f"mmd_squared: the bandwidth is {width}; expected a positive number")
-    gram = (-pairwise(pooled, pooled) / (2 * width**2)).exp()
+    gram = (pairwise(pooled, pooled) / (-2 * width**2)).exp()
     return two_sample(gram, len(x), paired=paired, permutations=permutations, generator=generator)
 
 
@@ -114,7 +114,7 @@ def two_sample(
         raise ValueError(f"two_sample: {n} and {total - n} points are no pairs")
     if permutations and generator is None:
         raise ValueError("two_sample: permutations need a generator")
-    off = gram.double() * (1 - torch.eye(total, dtype=torch.float64, device=gram.device))
+    off = gram.to(torch.float64, copy=True).fill_diagonal_(0)
     return (_paired if paired else _independent)(off, n, permutations, generator)
 
 
@@ -122,7 +122,7 @@ def _paired(off: Tensor, n: int, permutations: int, generator: torch.Generator |
     """With h_ij = k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(y_i, x_j): a swap within pair i negates it."""
     across = off[:n, n:]
     h = off[:n, :n] + off[n:, n:] - across - across.T
-    h = h * (1 - torch.eye(n, dtype=h.dtype, device=h.device))
+    h = h.fill_diagonal_(0)
     rows, pairs = h.sum(1), n * (n - 1)
     value = rows.sum() / pairs
     signs = 2.0 * _coins(permutations, n, generator) - 1
@@ -171,5 +171,7 @@ def _coins(count: int, n: int, generator: torch.Generator | None) -> Tensor:
 
 
 def _p_value(value: Tensor, others: Tensor, entries: Tensor) -> Tensor:
+    if not len(others):
+        return value.new_ones(())
     tie = TIE * entries.detach().abs().max()
     return (1 + (others >= value.detach() - tie).sum()).double() / (1 + len(others))
