@@ -3,12 +3,13 @@
 import io
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from worldsim.protocols import Score
 from worldsim.results import Row
-from worldsim.tables import besides, headlines, published_table, summarise, terminal_tables
+from worldsim.tables import besides, headlines, interval, published_table, summarise, terminal_tables
 
 SCORES = {
     "transport": {"W2": 0.5, "W2_squared": 0.25},
@@ -105,3 +106,18 @@ def test_published_numbers_stand_beside_ours():
     assert second.ours == "–"
     assert third.ours == "nmrse is not kept"
     assert published_table(Compared(), "a_scenario").row_count == 3
+
+
+@pytest.mark.parametrize("seeds", [5, 10])
+def test_intervals_over_seeds_hold_the_mean_in_ninety_five_of_a_hundred(seeds):
+    """A thousand times: of normal scores, and of shares of 64 independent pairs."""
+    rng = np.random.default_rng(0)
+    drawn = {
+        0.8: rng.normal(0.8, 0.02, (1000, seeds)),
+        0.9: rng.binomial(64, 0.9, (1000, seeds)) / 64,
+    }
+    for mean, scores in drawn.items():
+        ends = [interval(each.tolist()) for each in scores]
+        assert 0.93 <= np.mean([low <= mean <= high for low, high in ends]) <= 0.97
+    few = rng.normal(size=4).tolist()
+    assert interval(few) == (min(few), max(few))
