@@ -144,7 +144,8 @@ class Coherence:
             Field(description="between predictive laws; auto: nrmse for one draw, else energy"),
         ] = "auto",
         resamples: Annotated[
-            int, Field(ge=20, le=10_000, description="bootstrap resamples of the 95 % interval")
+            int,
+            Field(ge=20, le=10_000, description="bootstrap resamples of the 95 % interval; over tokens none"),
         ] = 500,
         seed: Annotated[int, Field(ge=0, description="draws the pairs, their futures and the bootstrap")] = 0,
     ) -> None:
@@ -183,7 +184,7 @@ class Coherence:
         if isinstance(self.system, HasAutomaton):
             if not isinstance(model, HasNextToken):
                 raise NotMeasurable(f"{type(model).__name__} gives no law of the next token (next_token)")
-            asked = (self.horizon, self.epsilon, self.prefix_length, self.pairs, self.resamples, self.seed)
+            asked = (self.horizon, self.epsilon, self.prefix_length, self.pairs, self.seed)
             return over_tokens(self.system, model, truth, TokenSetting(*asked))
         setting = _setting(self, truth)
         try:

@@ -53,7 +53,8 @@ def gather_prefixes(
     if complete:
         tokens, state = all_prefixes(transitions, initial, length)
     else:
-        each = max(2, round((pairs / (int(classes.max()) + 1)) ** 0.5))
+        # Of two prefixes none can be left out, so that the chance in their one pair would not be seen.
+        each = max(3, round((pairs / (int(classes.max()) + 1)) ** 0.5))
         tokens, state = sampled_prefixes(transitions, initial, length, classes, each, generator)
     return Prefixes(tokens, state, classes[state], complete)
 

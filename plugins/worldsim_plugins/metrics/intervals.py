@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from scipy import stats
+from scipy import special, stats
 from torch import Tensor
 
 from worldsim_plugins.metrics.comparison import CONFIDENCE
@@ -39,6 +39,26 @@ def bootstrap(
         low, high = values.quantile(level).tolist() if len(values) else (0.0, 0.0)
         intervals[name] = (low, high) if len(values) else None
     return intervals
+
+
+def jackknife(value: float, strata: list[Tensor], *, share: bool) -> Interval:
+    """Student's interval of ``value``, given by how much it changes when each of the independent draws of
+    each stratum is left out, ``[n]``: a stratum has the variance (n - 1) / n sum (c - mean c)^2 (Shao and Tu
+    1995), and theirs together as many degrees of freedom as Satterthwaite (1946) has it.
+
+    share  between 0 and 1: the interval is that of the logit, which does not leave them
+    """
+    parts = [each.round(decimals=12) for each in strata if len(each) > 1]
+    variances = [float((len(each) - 1) ** 2 / len(each) * each.var()) for each in parts]
+    total = sum(variances)
+    if total == 0 or (share and not 0 < value < 1):
+        return value, value
+    free = total**2 / sum(v**2 / (len(each) - 1) for v, each in zip(variances, parts))
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, free)) * total**0.5
+    if not share:
+        return value - reach, value + reach
+    middle, reach = special.logit(value), reach / (value * (1 - value))
+    return float(special.expit(middle - reach)), float(special.expit(middle + reach))
 
 
 def never(count: int) -> float:

@@ -22,10 +22,10 @@ from worldsim.protocols import HasAutomaton, HasLegality, HasNextToken, HasToken
 from worldsim_plugins.metrics import known_coherence
 from worldsim_plugins.metrics.coherence_in_words import of_tokens
 from worldsim_plugins.metrics.coherence_nulls import OVER_TOKENS
-from worldsim_plugins.metrics.comparison import mean_interval, within
+from worldsim_plugins.metrics.comparison import within
 from worldsim_plugins.metrics.continuous_coherence import ranking, weighted_ranking
 from worldsim_plugins.metrics.inquiry import forced
-from worldsim_plugins.metrics.intervals import bootstrap, widened
+from worldsim_plugins.metrics.intervals import bootstrap, jackknife, widened
 from worldsim_plugins.metrics.minimisation import minimise
 from worldsim_plugins.metrics.model_failure import ModelFailed, blaming_the_model
 from worldsim_plugins.metrics.myhill_nerode import NextToken, law_after, laws_along
@@ -232,11 +232,9 @@ def _mean(name: str, values: Tensor) -> Score:
     if not n:
         return Score(float("nan"), better=which, n=0, reason="every boundary is empty")
     value = float(values.mean())
-    interval = mean_interval(values)
-    if which != "lower":
+    interval = None if n < 2 else jackknife(value, [(value - values) / (n - 1)], share=True)
+    if which != "lower":  # a distance of exactly 0 is no count of trials
         interval = widened(value, interval, n)
-    if interval is not None:
-        interval = max(interval[0], 0.0), min(interval[1], 1.0)
     floor = {"higher": 1.0, "lower": 0.0}.get(which)
     return Score(value, better=which, floor=floor, interval=interval, n=n)
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from worldsim import Score, Trajectory
 from worldsim.protocols import HasAutomaton, HasLegality, HasNextToken
-from worldsim_plugins.metrics.automaton_coherence import class_interval, coherence_tables, headline
-from worldsim_plugins.metrics.inquiry import Inquiry, forced, inquire, mixed_length
-from worldsim_plugins.metrics.intervals import widened
+from worldsim_plugins.metrics.automaton_coherence import coherence_tables
+from worldsim_plugins.metrics.class_tables import Table, headline
+from worldsim_plugins.metrics.inquiry import Inquiry, Prefixes, forced, inquire, mixed_length
+from worldsim_plugins.metrics.intervals import Interval, jackknife, widened
 from worldsim_plugins.metrics.model_failure import ModelFailed
 from worldsim_plugins.metrics.myhill_nerode import NextToken, nerode_classes
 
@@ -45,7 +46,6 @@ class TokenSetting:
     epsilon: float
     prefix_length: int
     pairs: int
-    resamples: int
     seed: int
 
     def generator(self, stream: int) -> torch.Generator:
@@ -65,14 +65,14 @@ def over_tokens(
     except ModelFailed as error:
         nan = float("nan")
         return {name: Score(nan, better=better(name), n=0, failed=1, reason=str(error)) for name in NAMES}
-    exact = same.prefixes.complete and (mixed is None or mixed.prefixes.complete)
     n = len(same.prefixes.tokens)
-    score = partial(token_score, n=n, exact=exact, setting=setting)
+    score = partial(token_score, n=n)
     scores = {name: score(name, table) for name, table in sorted(tables.items())}
     visits = visited(system, truth, setting.horizon)
     if visits is not None:
         scores |= {f"{name}_on_policy": score(name, tables[name], weights=visits) for name in WEIGHTED}
-    reached = same.prefixes.classes.unique().numel() / tables["coherence_auc"].shape[0]
+    number = int(nerode_classes(system.transitions(), setting.horizon).max()) + 1
+    reached = same.prefixes.classes.unique().numel() / number
     return {**scores, "coverage": Score(reached, better="", n=n)}
 
 
@@ -89,7 +89,7 @@ def asked(
     return same, None if longer is None else ask(length=longer, generator=setting.generator(1))
 
 
-def legality_tables(system: HasAutomaton, model: HasLegality, setting: TokenSetting) -> dict[str, Tensor]:
+def legality_tables(system: HasAutomaton, model: HasLegality, setting: TokenSetting) -> dict[str, Table]:
     """Tables named ``*_legality``: of tokens that are forced, as likely each, instead of chosen."""
     table, size = system.transitions(), len(system.alphabet)
     answer = forced(model.legality, size)
@@ -98,21 +98,41 @@ def legality_tables(system: HasAutomaton, model: HasLegality, setting: TokenSett
     return {f"{name}_legality": tables[name] for name in OF_LEGALITY if name in tables}
 
 
-def token_score(
-    name: str, table: Tensor, *, n: int, exact: bool, setting: TokenSetting, weights: Tensor | None = None
-) -> Score:
+def token_score(name: str, table: Table, *, n: int, weights: Tensor | None = None) -> Score:
     """The headline of a block table. Its interval is None where every prefix was enumerated."""
-    value, which = headline(table, weights), better(name)
+    value, which = headline(table.blocks(), weights), better(name)
     if isnan(value):
         found = name.startswith("distinction_precision_found")
         return Score(value, better=which, n=0, reason=NO_WORD if found else NO_PAIR)
     floor = float(which == "higher") if which else None
-    interval = None
-    if not exact:
-        interval = class_interval(table, weights, setting.resamples, setting.generator(2))
-        # A comparison of a pair of one state with a pair of two takes four prefixes.
+    share = not name.startswith("horizon_error")
+    interval = prefix_interval(value, table, weights, share=share)
+    # A comparison of a pair of one state with a pair of two takes four prefixes. What is no share and never
+    # varied may be anything.
+    if share:
         interval = widened(value, interval, n // 4)
+    elif interval is not None and interval[0] == interval[1]:
+        interval = None
     return Score(value, better=which, floor=floor, interval=interval, n=n)
+
+
+def prefix_interval(value: float, table: Table, weights: Tensor | None, *, share: bool) -> Interval | None:
+    """95 % interval of a headline over prefixes drawn anew in every class; None where all are there. Classes
+    are not drawn: all that can be reached are there."""
+    changes: dict[int, Tensor] = {}
+    drawn: dict[int, Prefixes] = {}
+    for prefixes, change in table.deletions(weights):
+        drawn[id(prefixes)] = prefixes
+        changes[id(prefixes)] = changes.get(id(prefixes), 0) + change
+    if not drawn:
+        return None
+    strata = [
+        changes[key][prefixes.classes == c]
+        for key, prefixes in drawn.items()
+        for c in prefixes.classes.unique()
+    ]
+    low, high = jackknife(value, strata, share=share)
+    return max(low, 0.0), high
 
 
 def visited(system: HasAutomaton, truth: Trajectory, horizon: int) -> Tensor | None:
