@@ -93,10 +93,15 @@ def _checked(metric: str, name: str, score: Score) -> Score:
     value = np.asarray(score.value, dtype=np.float64)
     if value.ndim != len(score.dims):
         raise PluginError(f"metric {metric!r}: {name} has dims {score.dims} but shape {value.shape}")
-    if value.ndim == 0 and not np.isfinite(value) and not score.reason:
+    if score.reason:
+        return score
+    if value.ndim == 0 and not np.isfinite(value):
         return Score(
             float("nan"), better=score.better, n=score.n, failed=score.failed, reason=f"it is {value}"
         )
+    if value.size and not np.isfinite(value).any():
+        lost = f"{score.failed} of {score.n} rollouts failed" if score.failed else "none of it is finite"
+        return replace(score, reason=lost)
     return score
 
 

@@ -227,3 +227,10 @@ def test_models_with_a_latent_offer_it():
     assert features.shape == (6, 8)
     law = model.head(features).double().softmax(-1)
     torch.testing.assert_close(law, model.next_token(tokens.states[:, 0]), atol=1e-6, rtol=1e-5)
+
+
+def test_a_single_given_token_tells_nothing():
+    system = Automaton(preset="lattice")
+    truth = simulated(system, 30, 1, torch.arange(1, dtype=torch.float64))
+    with pytest.raises(NotMeasurable, match="0 tokens after the given context"):
+        Information(system).score(truth, truth, None)

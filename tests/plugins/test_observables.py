@@ -48,6 +48,6 @@ def test_a_broken_rollout_has_no_number_and_keeps_its_curve_until_then():
 
 def test_what_a_system_does_not_observe_is_refused():
     with pytest.raises(ValueError, match="no observable heat; there are energy"):
-        Observables(SYSTEM, of=["heat"]).score(TRUTH, TRUTH, None)
+        Observables(SYSTEM, of=["heat"])
     with pytest.raises(NotMeasurable, match="no observables"):
         Observables(VanDerPol(), of=["energy"]).score(TRUTH, TRUTH, None)

@@ -83,7 +83,7 @@ def test_an_observable_may_be_watched_and_a_level_named():
     # From 0.5 or more the first bounce leaves a quarter, at most 0.41.
     scores = OrderOfEvents(lossy, of=["energy"], level=0.45, direction="down").score(truth, truth, None)
     assert scores["events"].value == 1
-    with pytest.raises(ValueError, match="no number 'speed' at each time"):
+    with pytest.raises(ValueError, match="has no speed; it has q1, q2, p1, p2, energy"):
         scored(TRUTH, of=["speed"])
 
 

@@ -135,6 +135,14 @@ def test_a_rollout_that_explodes_is_counted_and_never_averaged_away():
     assert scores["valid_time"].failed == 2
 
 
+def test_what_has_no_finite_square_is_not_finite():
+    states = TRUTH.states.clone()
+    states[2, :, 5:] = 1e200
+    scores = scored(states)
+    assert scores["nrmse"].failed == 1
+    assert "not finite from t=" in scores["nrmse"].reason
+
+
 def test_ragged_ends_are_masked():
     length = torch.full((N, 1), 9)
     length[:20] = 5

@@ -11,6 +11,8 @@ from torch import Tensor
 from worldsim import NotMeasurable, Trajectory
 
 CONFIDENCE = 0.95
+LARGEST = 1e150
+"""Beyond this the square of a prediction is not finite, and so nor is it."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Comparison:
     truth   ``[trajectory, time, component]``, the state axes flattened; 0 where not valid
     draws   ``[trajectory, draw, time, component]``; 0 where not valid or not finite
     valid   ``[trajectory, time]`` the truth reaches this frame
-    broken  ``[trajectory, time]`` a draw is not finite here, or was not before
+    broken  ``[trajectory, time]`` a draw is not finite here (or has no finite square), or was not before
     times   ``[time]``
     start   the time of the last given frame
     """
@@ -66,9 +68,9 @@ def compare(truth: Trajectory, prediction: Trajectory) -> Comparison:
         raise ValueError("the truth is not finite within its length: give ragged ends as Trajectory.length")
     draws = prediction.states[:, :, 1:].double()
     draws = draws.reshape(*draws.shape[:3], -1)
-    seen = valid[:, None, :, None]
-    broken = (~(draws.isfinite() | ~seen).all(3).all(1)).cumsum(1) > 0
-    draws = torch.where(draws.isfinite() & seen, draws, 0.0)
+    seen, finite = valid[:, None, :, None], draws.abs() < LARGEST
+    broken = (~(finite | ~seen).all(3).all(1)).cumsum(1) > 0
+    draws = torch.where(finite & seen, draws, 0.0)
     times = truth.times[1:].double()
     return Comparison(actual, draws, valid, broken & valid, times, float(truth.times[0]))
 

@@ -141,13 +141,14 @@ class Information:
             size = len(self.system.alphabet)
         else:
             size = 1 + int(torch.maximum(right.max(), found.max()))
+        true, guess = self._entropies(right, size), self._entropies(found, size)
         try:
             drawn = self._samples(truth, len(truth), torch.arange(1, len(truth.times)))
             floors = [self._entropies(states[..., 0].long(), size) for states in drawn]
         except (NotMeasurable, ValueError):
             floors = []
         pairs = list(zip(floors[::2], floors[1::2]))
-        return token_scores(self._entropies(right, size), self._entropies(found, size), pairs, found, size)
+        return token_scores(true, guess, pairs, found, size)
 
     def _entropies(self, tokens: Tensor, size: int) -> Entropies:
         return entropies(tokens, size, self.length)

@@ -18,6 +18,7 @@ from torch import Tensor
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import HasObservables, Metric, Model, System
 from worldsim_plugins.metrics.comparison import Comparison, compare, mean_interval
+from worldsim_plugins.metrics.observed import observables_of
 
 
 class Observables:
@@ -34,6 +35,10 @@ class Observables:
         of: Annotated[list[str], Field(min_length=1, description="names of observables of the true system")],
     ) -> None:
         self.system, self.names = system, tuple(of)
+        given = observables_of(system)
+        missing = sorted(set(of) - set(given))
+        if given and missing:
+            raise ValueError(f"of: no observable {', '.join(missing)}; there are {', '.join(sorted(given))}")
 
     def score(self, truth: Trajectory, prediction: Trajectory, model: Model) -> Mapping[str, Score]:
         """Truth ``[trajectory, 1, time, *state]`` against prediction ``[trajectory, draw, time, *state]``."""
@@ -43,9 +48,6 @@ class Observables:
         shape = (*both.draws.shape[:3], *truth.state_shape)
         predicted = self.system.observe(both.draws.reshape(shape))
         true = self.system.observe(both.truth[:, None].reshape(shape[0], 1, *shape[2:]))
-        missing = sorted(set(self.names) - set(true))
-        if missing:
-            raise ValueError(f"of: no observable {', '.join(missing)}; there are {', '.join(sorted(true))}")
         units = getattr(self.system, "units", {})
         scores: dict[str, Score] = {}
         for name in self.names:

@@ -24,7 +24,7 @@ def observer(system: System, name: str | None) -> Observe:
     if name in labels:
         place = labels.index(name)
         return lambda states: states[..., place : place + 1].flatten(3)
-    given = _given(system)
+    given = observables_of(system)
     if name not in given:
         allowed = ", ".join((*labels, *given)) or "none on this system"
         raise ValueError(f"observable: {type(system).__name__} has no {name!r}; allowed: {allowed}")
@@ -36,8 +36,8 @@ def observer(system: System, name: str | None) -> Observe:
     return observed
 
 
-def _given(system: System) -> tuple[str, ...]:
-    """Names of what it observes, from one state of it."""
+def observables_of(system: System) -> tuple[str, ...]:
+    """Names of what it observes, from one state of it; none where it observes nothing."""
     if not isinstance(system, HasObservables):
         return ()
     generator, times = torch.Generator().manual_seed(0), torch.zeros(1, dtype=torch.float64)

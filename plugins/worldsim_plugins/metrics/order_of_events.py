@@ -19,6 +19,7 @@ from torch import Tensor
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import HasAutomaton, HasObservables, Metric, Model, System
 from worldsim_plugins.metrics.comparison import compare, mean_interval, within
+from worldsim_plugins.metrics.observed import observables_of
 
 Events: TypeAlias = dict[str, list[float]]
 """Kind of event -> its times, ascending."""
@@ -58,6 +59,12 @@ class OrderOfEvents:
         if isinstance(system, HasAutomaton):
             raise ValueError("events are passings of a level by a number: tokens have none")
         self.system, self.names, self.level = system, tuple(dict.fromkeys(of)), level
+        known = (*getattr(system, "labels", {}).get("component", ()), *observables_of(system))
+        unknown = [name for name in self.names if name not in known]
+        if known and unknown:
+            raise ValueError(
+                f"of: {type(system).__name__} has no {', '.join(unknown)}; it has {', '.join(known)}"
+            )
         self.directions = ("up", "down") if direction == "both" else (direction,)
 
     def score(self, truth: Trajectory, prediction: Trajectory, model: Model) -> Mapping[str, Score]:
