@@ -119,6 +119,8 @@ def test_a_black_frame_is_not_measurable() -> None:
     assert (lost.failed, lost.reason) == (1, "the energy of 1 of 6 films cannot be read")
     with pytest.raises(NotMeasurable, match="5 frames"):
         Film(system).score(truth.span(0, 4), truth.span(0, 4), None)
+    with pytest.raises(NotMeasurable, match="different times"):
+        Film(system).score(truth.replace(length=torch.tensor([[9]] + [[5]] * 5)), truth, None)
     plain = Pendulum()
     with pytest.raises(NotMeasurable, match="no energy can be read from the states of Pendulum"):
         Film(plain).score(film(plain), film(plain), None)

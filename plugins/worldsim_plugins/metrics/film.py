@@ -20,7 +20,7 @@ from torch import Tensor
 
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
 from worldsim.protocols import Metric, Model, System
-from worldsim_plugins.metrics.comparison import mean_interval, median, median_interval
+from worldsim_plugins.metrics.comparison import mean_interval, median, median_interval, within
 
 
 @runtime_checkable
@@ -38,7 +38,8 @@ class Film:
     over its spread between trajectories.
 
     Not measurable where a predicted film is not finite, or its energy cannot be read (a black frame). Raises
-    NotMeasurable for a system that is no film or for films of fewer than 5 frames.
+    NotMeasurable for a system that is no film, for films of fewer than 5 frames and for those that end at
+    different times.
     """
 
     met_by: Mapping[str, str] = {
@@ -54,6 +55,8 @@ class Film:
             raise NotMeasurable(f"no energy can be read from the states of {type(self.system).__name__}")
         if len(truth.times) < 5:
             raise NotMeasurable("momentum is read from 5 frames at least: ask for a longer horizon")
+        if not within(truth).all():
+            raise NotMeasurable("films that end at different times cannot be compared frame by frame")
         first = truth.observables["energy"][:, :, :1].double()
         scale = torch.maximum(first.abs(), first.std(correction=0))
         drift, own = (
