@@ -74,6 +74,13 @@ class Extraction:
     ``most``; NotMeasurable for a model without a law of the next token.
     """
 
+    met_by: Mapping[str, str] = {
+        "edges_wrong": "constant, whose one token may be legal everywhere",
+        "edges_missing": "climatology and uniform, which accept everything",
+        "states_*": "every baseline: few states are soon neither merged nor split, and all may be one",
+        "machine_*_error": "shuffled, whose words are those of a truth",
+    }
+
     def __init__(
         self,
         system: System,

@@ -43,6 +43,11 @@ class MapReconstruction:
     the state in which they begin.
     """
 
+    met_by: Mapping[str, str] = {
+        "error_rate": "shuffled, true walks of other starts",
+        "walks_failed": "every baseline: with new ways nearly any walk can be followed",
+    }
+
     def __init__(
         self,
         system: System,
