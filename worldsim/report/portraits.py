@@ -226,7 +226,7 @@ def _strip(name: str, tokens: Any, top: int) -> Plot:
     for token in range(levels + 1):
         colour = colours[token % len(colours)]
         scale += [[token / (levels + 1), colour], [(token + 1) / (levels + 1), colour]]
-    bar = {"tickvals": list(range(levels + 1)), "thickness": 12}
+    bar = {"tickvals": list(range(0, levels + 1, 1 + levels // 12)), "thickness": 12}
     trace = {
         "type": "heatmap", "z": tokens[:, : 2 * MOST_STRIPS].tolist(), "colorscale": scale,
         "zmin": -0.5, "zmax": levels + 0.5, "xgap": 1, "ygap": 1,
