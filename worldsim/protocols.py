@@ -291,6 +291,18 @@ class HasGrid(Protocol):
 
 
 @runtime_checkable
+class HasCamera(Protocol):
+    """A system that is seen by a camera whose motion is known."""
+
+    intrinsics: Tensor
+    """K ``[3, 3]``, pixels."""
+
+    def camera_motion(self, seconds: Tensor) -> tuple[Tensor, Tensor]:
+        """R ``[..., 3, 3]`` and t ``[..., 3]`` of x' = R x + t: the camera's coordinates of a point at rest,
+        ``seconds [...]`` later."""
+
+
+@runtime_checkable
 class HasActions(Protocol):
     """A system that is driven."""
 

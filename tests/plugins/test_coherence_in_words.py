@@ -38,7 +38,11 @@ def means(metric, system, model, step=1.0):
     ],
 )
 def test_faults_of_known_beliefs(kind, belief, said, unsaid):
-    options = {"pairs": 40, "suffixes": 10, "prefix_lengths": (6, 7), "suffix_length": 5} if kind is SampledCoherence else {}
+    options = (
+        {"pairs": 40, "suffixes": 10, "prefix_lengths": (6, 7), "suffix_length": 5}
+        if kind is SampledCoherence
+        else {}
+    )
     metric = kind(LATTICE, **options)
     found = [means(metric, LATTICE, BelievedAutomaton(LATTICE, belief=b, states=6)) for b in ("true", belief)]
     if belief == "states" and kind is SampledCoherence:

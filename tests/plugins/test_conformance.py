@@ -13,6 +13,7 @@ ARGUMENTS = {
     "causality": {"system": "driven_mass_spring"},
     # Short walks, for speed.
     "chaos": {"params": {"chaos": {"walkers": 2, "steps": 10, "transient": 0}}},
+    "consistency_3d": {"system": "tracked_points"},
     "film": {"system": "pendulum_frames"},
     "generative_hamiltonian": {
         "system": "pendulum_frames",

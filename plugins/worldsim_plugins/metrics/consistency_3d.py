@@ -1,0 +1,169 @@
+"""Whether what a model shows is one solid scene: geometry of two views, with the camera's motion known.
+
+For frames t and t + gap of one prediction, their tracks p, p' and depths z, z':
+
+    sampson       |p'^T F p| / sqrt(|F p|^2 + |F^T p'|^2), F = K^-T [t]_x R K^-1       (Sampson 1982)
+    reprojection  |p' - K (R z K^-1 p + t)|
+    depth         |z' - z_p| / z_p, z_p the depth of the point carried over
+    rotation      angle between R and the rotation that carries the model's points over (Kabsch 1976)
+    translation   of that motion, its error over the length of the true one
+    loop          motions of the model's points round frames 0, g, 2 g and back to 0, from the identity
+
+A still picture agrees with itself and with nothing that moves: pairs whose tracks do not move are let out and
+counted, and where none moves nothing is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from worldsim import NotMeasurable, Score, Trajectory, hookimpl
+from worldsim.protocols import HasCamera, Metric, Model, System
+from worldsim_kernels.multiview import (
+    fundamental,
+    loop_closure,
+    moved,
+    reprojected,
+    rotation_error,
+    sampson_distance,
+)
+from worldsim_plugins.metrics.comparison import mean_interval
+
+NAMES = ("sampson", "reprojection", "depth_error", "rotation_error", "translation_error")
+UNITS = {"loop_rotation": "degree", "rotation_error": "degree"}
+
+
+class Motion(NamedTuple):
+    """``rotation [..., 3, 3]`` and ``translation [..., 3]`` of x' = R x + t."""
+
+    rotation: Tensor
+    translation: Tensor
+
+
+class Consistency3D:
+    """Means over the points of a pair, over pairs and trajectories:
+
+    sampson, reprojection      pixels
+    depth_error, translation_error  relative
+    rotation_error             degrees
+    loop_rotation, loop_translation  degrees; length over the length of the way round
+    moving                     share of pairs that move by more than ``still`` pixels, of those that truly do
+
+    Each but ``moving`` is over the pairs that move. Needs a system with a camera, whose states are
+    ``[..., point, (u, v, depth)]``. NotMeasurable for a prediction that stands still, and for fewer than
+    ``gap`` + 1 frames.
+    """
+
+    needs = ("HasCamera",)
+    met_by: Mapping[str, str] = {
+        "*": "shuffled and memoriser, which show true scenes, though others",
+    }
+
+    def __init__(
+        self,
+        system: System,
+        *,
+        gap: Annotated[int, Field(ge=1, le=10_000, description="frames between the two views")] = 4,
+        still: Annotated[
+            float, Field(ge=0, description="median displacement up to which tracks stand still, pixels")
+        ] = 0.5,
+    ) -> None:
+        if not isinstance(system, HasCamera):
+            raise ValueError(f"consistency_3d needs a system with a camera, {type(system).__name__} has none")
+        self.system, self.gap, self.still = system, gap, still
+
+    def score(self, truth: Trajectory, prediction: Trajectory, model: Model) -> Mapping[str, Score]:
+        """The scores above of ``prediction`` ``[trajectory, draw, time, point, (u, v, depth)]``."""
+        frames = len(prediction.times)
+        if frames <= self.gap:
+            raise NotMeasurable(f"{frames} frames hold no two views {self.gap} frames apart; lessen gap")
+        states = prediction.states.double()
+        failed = int((~torch.isfinite(states)).flatten(1).any(1).sum())
+        if failed:
+            reason = f"{failed} of {len(states)} predictions are not finite; none is left out"
+            return {name: Score(float("nan"), n=len(states), failed=failed, reason=reason) for name in NAMES}
+        first, second = states[:, :, : -self.gap], states[:, :, self.gap :]
+        goes = moved(first[..., :2], second[..., :2], self.still)
+        right = truth.states.double()
+        truly = moved(right[:, :, : -self.gap, :, :2], right[:, :, self.gap :, :, :2], self.still)
+        if not bool(truly.any()):
+            raise NotMeasurable("the true tracks stand still from view to view; lengthen gap")
+        if not bool((goes & truly).any()):
+            raise NotMeasurable(
+                "the prediction stands still where the truth moves: any still picture is consistent"
+            )
+        seconds = prediction.times[self.gap :] - prediction.times[: -self.gap]
+        found = self.measured(first, second, Motion(*self.system.camera_motion(seconds)))
+        scores = {name: self.over_pairs(name, value, goes & truly) for name, value in found.items()}
+        if frames > 2 * self.gap:
+            scores |= self.loops(states, goes & truly)
+        share = (goes & truly).flatten(1).sum(1) / truly.expand_as(goes).flatten(1).sum(1).double()
+        scores["moving"] = Score(
+            float(share.nanmean()), better="higher", floor=1.0, interval=mean_interval(share), n=len(share)
+        )
+        return scores
+
+    def measured(self, first: Tensor, second: Tensor, camera: Motion) -> dict[str, Tensor]:
+        """Each score of every pair of views, ``[trajectory, draw, pair]``."""
+        k = self.system.intrinsics
+        matrix = fundamental(k, *camera)
+        pixels, depth = reprojected(
+            first[..., :2], first[..., 2], k, camera.rotation, camera.translation[:, None]
+        )
+        carried = carrying(self.places(first), self.places(second))
+        off = (carried.translation - camera.translation).norm(dim=-1)
+        values = (
+            sampson_distance(matrix, first[..., :2], second[..., :2]).mean(-1),
+            (pixels - second[..., :2]).norm(dim=-1).mean(-1),
+            ((second[..., 2] - depth) / depth).abs().mean(-1),
+            rotation_error(carried.rotation, camera.rotation),
+            off / camera.translation.norm(dim=-1),
+        )
+        return dict(zip(NAMES, values, strict=True))
+
+    def loops(self, states: Tensor, goes: Tensor) -> dict[str, Score]:
+        """Round the frames 0, gap, 2 gap, and back, where both ways out move: ``goes [trajectory, draw,
+        pair]``."""
+        at = self.places(states[:, :, [0, self.gap, 2 * self.gap, 0]])
+        motion = carrying(at[:, :, :-1], at[:, :, 1:])
+        found = loop_closure(motion.rotation, motion.translation)
+        round_trip = (goes[:, :, 0] & goes[:, :, self.gap])[..., None]
+        return {
+            name: self.over_pairs(name, value[..., None], round_trip)
+            for name, value in zip(("loop_rotation", "loop_translation"), found)
+        }
+
+    def places(self, states: Tensor) -> Tensor:
+        """Places in the camera's coordinates ``[..., point, 3]``."""
+        pixels = torch.cat([states[..., :2], torch.ones_like(states[..., :1])], -1)
+        return pixels @ torch.linalg.inv(self.system.intrinsics).mT * states[..., 2:]
+
+    def over_pairs(self, name: str, value: Tensor, counted: Tensor) -> Score:
+        """The mean of ``value [trajectory, draw, pair]`` where ``counted``; trajectories are independent."""
+        counted = counted.expand_as(value)
+        units = UNITS.get(name, "1")
+        rows = torch.where(counted, value, 0.0).flatten(1).sum(1) / counted.flatten(1).sum(1)
+        rows = rows[~rows.isnan()]
+        if not len(rows):
+            return Score(float("nan"), units=units, n=0, reason="no way round has views that move")
+        return Score(float(rows.mean()), units=units, floor=0.0, interval=mean_interval(rows), n=len(rows))
+
+
+def carrying(first: Tensor, second: Tensor) -> Motion:
+    """The rigid motion that brings points ``[..., point, 3]`` nearest to ``second`` (Kabsch 1976)."""
+    one, two = first.mean(-2), second.mean(-2)
+    u, _, v = torch.linalg.svd((first - one[..., None, :]).mT @ (second - two[..., None, :]))
+    turn = torch.ones_like(one)
+    turn[..., 2] = torch.linalg.det(u @ v).sign()  # a reflection is no motion
+    rotation = (v.mT * turn[..., None, :]) @ u.mT
+    return Motion(rotation, two - (rotation @ one[..., None])[..., 0])
+
+
+@hookimpl
+def worldsim_metrics() -> Mapping[str, Callable[..., Metric]]:
+    return {"consistency_3d": Consistency3D}
