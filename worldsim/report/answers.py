@@ -32,6 +32,8 @@ PHRASES = {
     "coherence_auc": "coherence (AUC)",
     "fidelity": "distance from the true futures (fidelity)",
     "token_validity": "share of legal tokens",
+    "sampson": "distance from epipolar lines (Sampson)",
+    "reprojection": "reprojection error",
     "next_token_validity": "share of legal tokens among the most probable",
     "edges_right": "share of right edges",
     "edges_wrong": "share of wrong edges",
