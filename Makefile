@@ -34,7 +34,7 @@ run: $(VENV)/.installed
 	$(BIN)/worldsim run scenarios/quickstart --out $(RESULTS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
