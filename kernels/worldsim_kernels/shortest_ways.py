@@ -22,3 +22,17 @@ def shortest_ways(transitions: Tensor, goals: Tensor) -> Tensor:
         if torch.equal(relaxed, distance):
             return legal & (after < distance[:, None])
         distance = relaxed
+
+
+def ways_to_end(transitions: Tensor, end: int, first: bool) -> Tensor:
+    """A policy that goes the shortest way to where the token ``end`` is legal, and then says it,
+    ``[state, token]`` bool: every token that brings it nearer, or the ``first`` of them alone. Tokens after
+    ``end`` name places to go from and to, and all that are legal are taken."""
+    legal = transitions >= 0
+    chosen = shortest_ways(transitions, legal[:, end])
+    chosen[legal[:, end], end] = True
+    if first:
+        chosen &= chosen.cumsum(1) == 1
+    places = legal[:, end + 1 :].any(1)
+    chosen[places] = legal[places]
+    return chosen

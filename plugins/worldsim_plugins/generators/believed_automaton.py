@@ -13,7 +13,7 @@ from torch import Tensor
 
 from worldsim import Trajectory, hookimpl
 from worldsim.protocols import HasAutomaton, System
-from worldsim_kernels.shortest_ways import shortest_ways
+from worldsim_kernels.shortest_ways import ways_to_end
 from worldsim_plugins.generators.sequence import sampled_continuation
 
 LATTICE = ("L", "0", "R")
@@ -68,7 +68,7 @@ class BelievedAutomaton:
         self.legal = _legal_lattice(states) if belief == "states" else self.table >= 0
         self.chosen = self.legal
         if belief.startswith("shortest"):
-            self.chosen = nearer(self.table, self.alphabet.index("end"), belief == "shortest_path")
+            self.chosen = ways_to_end(self.table, self.alphabet.index("end"), belief == "shortest_path")
 
     def loss(self, truth: Trajectory) -> Tensor:
         """Zero: there is nothing to fit."""
@@ -117,20 +117,6 @@ def _clamped_lattice(states: int) -> Tensor:
 def _legal_lattice(states: int) -> Tensor:
     target = torch.arange(states)[:, None] + torch.tensor([-1, 0, 1])
     return (target >= 0) & (target < states)
-
-
-def nearer(table: Tensor, end: int, first: bool) -> Tensor:
-    """Tokens of a policy that goes the shortest way to where ``end`` is legal, ``[state, token]`` bool: every
-    move that brings it nearer, or the ``first`` of them alone. The tokens after ``end`` in the alphabet name
-    places, and all that are legal are taken."""
-    legal = table >= 0
-    chosen = shortest_ways(table, legal[:, end])
-    chosen[legal[:, end], end] = True
-    if first:
-        chosen &= chosen.cumsum(1) == 1
-    places = legal[:, end + 1 :].any(1)
-    chosen[places] = legal[places]
-    return chosen
 
 
 @hookimpl

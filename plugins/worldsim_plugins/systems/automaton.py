@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from worldsim import Trajectory, hookimpl
-from worldsim_kernels.shortest_ways import shortest_ways
+from worldsim_kernels.shortest_ways import ways_to_end
 from worldsim_plugins.systems.games import othello
 from worldsim_plugins.systems.known_automata import (
     GRID_MOVES,
@@ -130,7 +130,7 @@ class Automaton:
         self._table = _table(transitions, self.state_names, self.alphabet)
         self._law = _uniform(self._table >= 0)
         if policy != "uniform":
-            chosen = _to_the_goal(self._table, self.alphabet.index("end"), policy == "shortest_path")
+            chosen = ways_to_end(self._table, self.alphabet.index("end"), policy == "shortest_path")
             self._law = noise * self._law + (1 - noise) * _uniform(chosen)
 
     def transitions(self) -> Tensor:
@@ -192,19 +192,6 @@ class Automaton:
 def _uniform(allowed: Tensor) -> Tensor:
     """Each ``allowed [state, token]`` token as likely, float64."""
     return allowed.double() / allowed.sum(1, keepdim=True)
-
-
-def _to_the_goal(table: Tensor, end: int, first: bool) -> Tensor:
-    """Tokens ``[state, token]`` bool that shorten the way to where ``end`` is legal, or the ``first`` of them
-    alone. The tokens after ``end`` in the alphabet name places, and all that are legal are taken."""
-    legal = table >= 0
-    chosen = shortest_ways(table, legal[:, end])
-    chosen[legal[:, end], end] = True
-    if first:
-        chosen &= chosen.cumsum(1) == 1
-    places = legal[:, end + 1 :].any(1)
-    chosen[places] = legal[places]
-    return chosen
 
 
 def _alphabet(transitions: Transitions, preset: str | None) -> tuple[str, ...]:
