@@ -90,13 +90,19 @@ def epipolar_distance(matrix: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return value.abs() * (1 / there.sqrt() + 1 / here.sqrt()) / 2
 
 
+def unprojected(pixels: Tensor, depth: Tensor, intrinsics: Tensor) -> Tensor:
+    """Places in the camera's coordinates ``[..., 3]`` of points at ``depth`` ``[...]`` behind ``pixels``
+    ``[..., 2]``."""
+    places: Tensor = homogeneous(pixels) @ torch.linalg.inv(intrinsics).mT * depth[..., None]
+    return places
+
+
 def reprojected(
     pixels: Tensor, depth: Tensor, intrinsics: Tensor, rotation: Tensor, translation: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Pixels ``[..., 2]`` and depths ``[...]`` in the second view of points at ``depth`` behind ``pixels`` of
     the first, for the motion x' = R x + t."""
-    rays = homogeneous(pixels) @ torch.linalg.inv(intrinsics).mT
-    moved = (rays * depth[..., None]) @ rotation.mT + translation
+    moved = unprojected(pixels, depth, intrinsics) @ rotation.mT + translation
     projected = moved @ intrinsics.mT
     return projected[..., :2] / projected[..., 2:], moved[..., 2]
 

@@ -104,6 +104,13 @@ def test_geometry_that_is_not_finite_is_no_number():
     found = METRIC.score(right, right.replace(states=states), None)
     assert {s.failed for s in found.values()} == {1}
     assert all(math.isnan(s.value) and "1 of 8 predictions" in s.reason for s in found.values())
+    flat = right.states.clone()
+    flat[0, :, :, :, 2] = 0.0  # every point in the camera itself
+    found = METRIC.score(right, right.replace(states=flat), None)
+    assert found["translation_error"].failed == 0
+    off = [s for s in found.values() if math.isnan(s.value)]
+    assert off
+    assert all(s.failed == 1 and "none is left out" in s.reason for s in off)
 
 
 def test_the_motion_between_two_clouds_is_no_reflection():

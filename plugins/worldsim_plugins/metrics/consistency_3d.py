@@ -31,6 +31,7 @@ from worldsim_kernels.multiview import (
     reprojected,
     rotation_error,
     sampson_distance,
+    unprojected,
 )
 from worldsim_plugins.metrics.comparison import mean_interval
 
@@ -140,17 +141,22 @@ class Consistency3D:
 
     def places(self, states: Tensor) -> Tensor:
         """Places in the camera's coordinates ``[..., point, 3]``."""
-        pixels = torch.cat([states[..., :2], torch.ones_like(states[..., :1])], -1)
-        return pixels @ torch.linalg.inv(self.system.intrinsics).mT * states[..., 2:]
+        return unprojected(states[..., :2], states[..., 2], self.system.intrinsics)
 
     def over_pairs(self, name: str, value: Tensor, counted: Tensor) -> Score:
         """The mean of ``value [trajectory, draw, pair]`` where ``counted``; trajectories are independent."""
         counted = counted.expand_as(value)
         units = UNITS.get(name, "1")
-        rows = torch.where(counted, value, 0.0).flatten(1).sum(1) / counted.flatten(1).sum(1)
-        rows = rows[~rows.isnan()]
-        if not len(rows):
+        moves = counted.flatten(1).any(1)
+        if not bool(moves.any()):
             return Score(float("nan"), units=units, n=0, reason="no way round has views that move")
+        rows = torch.where(counted, value, 0.0).flatten(1).sum(1)[moves] / counted.flatten(1).sum(1)[moves]
+        failed = int((~torch.isfinite(rows)).sum())
+        if failed:
+            reason = (
+                f"{failed} of {len(rows)} predictions that move have no finite geometry; none is left out"
+            )
+            return Score(float("nan"), units=units, n=len(rows), failed=failed, reason=reason)
         return Score(float(rows.mean()), units=units, floor=0.0, interval=mean_interval(rows), n=len(rows))
 
 

@@ -165,10 +165,15 @@ class Automaton:
 
     def state_after(self, tokens: Tensor) -> Tensor:
         """The state ``[trajectory]`` after ``tokens`` ``[trajectory, length]``; -1 after an illegal token."""
-        state = torch.full((len(tokens),), self.initial)
+        return self._states_along(tokens)[:, -1]
+
+    def _states_along(self, tokens: Tensor) -> Tensor:
+        """The same after the first 0, 1, ... of ``tokens``, ``[trajectory, length + 1]``."""
+        states = [torch.full((len(tokens),), self.initial)]
         for token in tokens.T:
-            state = torch.where(state < 0, state, self._table[state.clamp(min=0), token])
-        return state
+            here = states[-1]
+            states.append(torch.where(here < 0, here, self._table[here.clamp(min=0), token]))
+        return torch.stack(states, 1)
 
     def next_token(self, tokens: Tensor) -> Tensor:
         """The true law ``[trajectory, token]`` float64 of the next token.
@@ -179,11 +184,7 @@ class Automaton:
 
     def token_laws(self, tokens: Tensor) -> Tensor:
         """The same after the first 0, 1, ... of ``tokens [n, length]``, ``[n, length + 1, token]``."""
-        states = [torch.full((len(tokens),), self.initial)]
-        for token in tokens.T:
-            here = states[-1]
-            states.append(torch.where(here < 0, here, self._table[here.clamp(min=0), token]))
-        return self._law_at(torch.stack(states, 1))
+        return self._law_at(self._states_along(tokens))
 
     def _law_at(self, state: Tensor) -> Tensor:
         return self._law[state.clamp(min=0)] * (state >= 0)[..., None]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from worldsim import Trajectory, hookimpl
 from worldsim.protocols import HistoryPairs, System
+from worldsim_kernels.multiview import unprojected
 from worldsim_plugins.systems import integrated
 
 
@@ -59,8 +60,7 @@ class TrackedPoints:
 
     def places(self, states: Tensor) -> Tensor:
         """The inverse of ``seen``."""
-        pixels = torch.cat([states[..., :2], torch.ones_like(states[..., :1])], -1)
-        return pixels @ torch.linalg.inv(self.intrinsics).mT * states[..., 2:]
+        return unprojected(states[..., :2], states[..., 2], self.intrinsics)
 
     def camera_motion(self, seconds: Tensor) -> tuple[Tensor, Tensor]:
         """Rotation ``[..., 3, 3]`` and translation ``[..., 3]`` of x' = R x + t, the camera's coordinates a
