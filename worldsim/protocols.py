@@ -219,14 +219,19 @@ class Solver(Protocol):
 class Backbone(Protocol):
     """What carries information along a sequence; named in YAML inside the generator that uses it."""
 
-    causal: bool
-    """Whether position t of the output depends on positions up to t alone."""
+    def layers(
+        self, width: int, *, causal: bool = True, given: int = 0, grid: tuple[int, ...] = ()
+    ) -> nn.Module:
+        """A network from features ``[batch, token, width]`` to the same shape.
 
-    def layers(self, width: int) -> nn.Module:
-        """A network from features ``[batch, time, width]`` to the same shape, for any time.
+        causal  position t of the output depends on positions up to t alone; else on all of them
+        given   size of a conditioning vector: ``network(x, c)`` with c ``[batch, given]`` or
+                ``[batch, token, given]``; 0 for ``network(x)``
+        grid    what the tokens are: () for a sequence of any length, else the sizes of the axes they are
+                flattened from, the last one fastest, such as (frame,), (row, column) or (frame, row, column)
 
         Its weights come from torch's default generator, which the caller seeds. Raises ValueError where
-        it cannot have this width.
+        it cannot have this width, cannot be causal, cannot look both ways, or takes nothing beside.
         """
 
 
@@ -474,7 +479,9 @@ class Estimates(Protocol):
         """The loss, and predicted trajectories whose frame 0 is the given one."""
 
 
-Correction: TypeAlias = Callable[[Trajectory], Trajectory]
+Correction: TypeAlias = Callable[..., Trajectory]
+"""estimate -> a better estimate. One with an attribute ``wants_covariance`` that is True is called with the
+covariance of the estimate's error too, which maps w to C w for tensors shaped as the estimate's states."""
 
 
 @runtime_checkable

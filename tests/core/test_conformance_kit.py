@@ -83,9 +83,9 @@ class Leapfrog:
 class Averages:
     """The mean of the frames so far."""
 
-    causal = True
-
-    def layers(self, width):
+    def layers(self, width, *, causal=True, given=0, grid=()):
+        if not causal or given:
+            raise ValueError("it looks back, and takes nothing beside")
         return Mean()
 
 
@@ -280,7 +280,7 @@ NoWords.__doc__ = None
 class LooksAhead(Averages):
     """The mean of all frames."""
 
-    def layers(self, width):
+    def layers(self, width, *, causal=True, given=0, grid=()):
         return Whole()
 
 
@@ -294,7 +294,7 @@ class Whole(torch.nn.Module):
 class Forgetful(Averages):
     """Each frame by itself."""
 
-    def layers(self, width):
+    def layers(self, width, *, causal=True, given=0, grid=()):
         return torch.nn.Linear(width, width)
 
 
@@ -324,7 +324,7 @@ BAD = [
     ("solver", NotSymplectic, "area kept by a symplectic method"),
     ("solver", NoWords, "a docstring"),
     ("backbone", LooksAhead, "does not look ahead"),
-    ("backbone", Forgetful, "to depend on the first frame"),
+    ("backbone", Forgetful, "to depend on the first token"),
 ]
 
 

@@ -139,11 +139,7 @@ def test_a_belief_about_tokens_that_are_not_there_is_refused():
         BelievedAutomaton(object())
 
 
-def test_a_backbone_that_looks_ahead_or_does_not_fit_is_refused(lattice, truth):
-    ahead = Transformer()
-    ahead.causal = False
-    with pytest.raises(ValueError, match="looks ahead; the next token needs a causal one"):
-        built(lattice, truth, backbone=ahead)
+def test_a_backbone_that_does_not_fit_is_refused(lattice, truth):
     with pytest.raises(ValueError, match="3 heads of a width of 16"):
         built(lattice, truth, width=16, backbone=Transformer(heads=3))
     with pytest.raises(ValueError, match="even number of channels"):

@@ -1,8 +1,9 @@
-"""Checks of a backbone: shapes, causality, and gradients that reach the past."""
+"""Checks of a backbone: shapes, causality, conditioning, and gradients that reach the past."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,31 +11,60 @@ from torch import Tensor
 from worldsim.protocols import Backbone
 from worldsim.testing.checks import Checks, finite, seeded
 
-WIDTH, LENGTH, AT = 32, 9, 4
+WIDTH, LENGTH, AT, GIVEN = 32, 9, 4, 5
 
 
 def check_backbone(checks: Checks, build: Callable[[], Backbone]) -> None:
-    backbone = build()
-    checks.that(isinstance(backbone.causal, bool), "causal to be true or false", backbone.causal)
+    offered = [causal for causal in (True, False) if _offers(checks, build, causal)]
+    checks.that(bool(offered), "layers that are causal, or that look both ways", "neither")
+    for causal in offered:
+        _check_layers(checks, build, causal)
+
+
+def _offers(checks: Checks, build: Callable[[], Backbone], causal: bool) -> bool:
+    try:
+        _network(build, causal=causal)
+    except ValueError as error:
+        checks.that(bool(str(error)), "a ValueError that says why", error)
+        return False
+    return True
+
+
+def _network(build: Callable[[], Backbone], **settings: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = backbone.layers(WIDTH).double()
+        return build().layers(WIDTH, **settings).double()
+
+
+def _check_layers(checks: Checks, build: Callable[[], Backbone], causal: bool) -> None:
+    kind = "causal" if causal else "both ways"
+    network = _network(build, causal=causal)
     x = torch.randn(3, LENGTH, WIDTH, dtype=torch.float64, generator=seeded(1))
     with checks.leaving_random_state("layers(width)(features)"):
         y = network(x)
     shape = [3, LENGTH, WIDTH]
-    checks.that(list(y.shape) == shape, f"[batch, time, width] = {shape}", list(y.shape))
-    checks.that(finite(y), "finite features")
-    checks.that(list(network(x[:, :1]).shape) == [3, 1, WIDTH], "features of a single frame")
+    checks.that(list(y.shape) == shape, f"{kind}: [batch, token, width] = {shape}", list(y.shape))
+    checks.that(finite(y), f"{kind}: finite features")
+    checks.that(list(network(x[:, :1]).shape) == [3, 1, WIDTH], f"{kind}: features of a single token")
     gradient = _gradient(network, x)
-    checks.that(bool((gradient[:, 0] != 0).any()), f"position {AT} to depend on the first frame")
-    if backbone.causal:
-        ahead = float(gradient[:, AT + 1 :].abs().max())
+    checks.that(bool((gradient[:, 0] != 0).any()), f"{kind}: position {AT} to depend on the first token")
+    ahead = float(gradient[:, AT + 1 :].abs().max())
+    if causal:
         checks.that(ahead == 0, "a causal backbone that does not look ahead", f"a gradient of {ahead:.3g}")
+    else:
+        checks.that(ahead != 0, f"both ways: position {AT} to depend on later tokens", "no gradient")
+    try:
+        conditioned = _network(build, causal=causal, given=GIVEN)
+    except ValueError as error:
+        checks.that(bool(str(error)), "a ValueError that says why", error)
+        return
+    for c in (x[:, 0, :GIVEN], x[:, :, :GIVEN]):
+        found = list(conditioned(x, c).shape)
+        checks.that(found == shape, f"{kind}, given c {list(c.shape)}: {shape}", found)
 
 
 def _gradient(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Of the features at AT to all frames before and after, ``[batch, time, width]``."""
+    """Of the features at AT to all tokens before and after, ``[batch, token, width]``."""
     with torch.enable_grad():
         leaf = x.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(network(leaf)[:, AT].square().sum(), leaf)

@@ -1,4 +1,5 @@
-"""What causal backbones are stacked from: pre-norm residual blocks (Xiong et al. 2020)."""
+"""What backbones are stacked from: pre-norm residual blocks (Xiong et al. 2020), conditioned by adaLN-Zero
+(Peebles and Xie 2022) where there is something to be conditioned on."""
 
 from __future__ import annotations
 
@@ -11,18 +12,82 @@ from torch import Tensor, nn
 from worldsim_kernels import swiglu
 
 
-class Block(nn.Module):
-    """x + mixer(norm x), then x + MLP(norm x) where there is one; features ``[batch, time, width]``."""
+class Modulation(nn.Module):
+    """``parts`` tensors ``[batch, token or 1, width]`` of a conditioning vector c ``[batch, (token,)
+    given]``: a linear map of silu(c), zero to begin with."""
 
-    def __init__(self, width: int, mixer: nn.Module, mlp: nn.Module | None = None) -> None:
+    def __init__(self, given: int, width: int, parts: int) -> None:
         super().__init__()
-        self.mixer, self.mixer_norm = mixer, nn.RMSNorm(width, eps=1e-6)
-        self.mlp = mlp
-        self.mlp_norm = None if mlp is None else nn.RMSNorm(width, eps=1e-6)
+        self.parts = parts
+        self.linear = nn.Linear(given, parts * width)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.mixer(self.mixer_norm(x))
-        return x if self.mlp is None else x + self.mlp(self.mlp_norm(x))  # type: ignore[misc]
+    def forward(self, c: Tensor) -> tuple[Tensor, ...]:
+        c = c if c.ndim == 3 else c[:, None]
+        return self.linear(nn.functional.silu(c)).chunk(self.parts, -1)
+
+
+class Block(nn.Module):
+    """x + mixer(norm x), then x + MLP(norm x) where there is one; features ``[batch, token, width]``.
+
+    Conditioned (``given`` > 0), with (scale, shift, gate) of c for each of the two:
+
+        x + gate * mixer(norm(x) (1 + scale) + shift)
+
+    all zero to begin with, so that the block is the identity then (adaLN-Zero, Peebles and Xie 2022).
+    """
+
+    def __init__(self, width: int, mixer: nn.Module, mlp: nn.Module | None = None, given: int = 0) -> None:
+        super().__init__()
+        parts = [mixer] if mlp is None else [mixer, mlp]
+        self.parts = nn.ModuleList(parts)
+        self.norms = nn.ModuleList(nn.RMSNorm(width, eps=1e-6) for _ in parts)
+        self.modulations = nn.ModuleList(Modulation(given, width, 3) for _ in parts) if given else None
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        for i, (part, norm) in enumerate(zip(self.parts, self.norms)):
+            if self.modulations is None:
+                x = x + part(norm(x))
+            else:
+                scale, shift, gate = self.modulations[i](c)
+                x = x + gate * part(norm(x) * (1 + scale) + shift)
+        return x
+
+
+class Stack(nn.Module):
+    """Blocks, one after the other, and a last normalisation, which c scales and shifts where it is given."""
+
+    def __init__(self, width: int, blocks: list[nn.Module], given: int = 0, positions: bool = False) -> None:
+        super().__init__()
+        self.positions = Positions() if positions else None
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.modulation = Modulation(given, width, 2) if given else None
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        if self.positions is not None:
+            x = self.positions(x)
+        for block in self.blocks:
+            x = block(x, c)
+        if self.modulation is None:
+            return self.norm(x)
+        scale, shift = self.modulation(c)
+        return self.norm(x) * (1 + scale) + shift
+
+
+class BothWays(nn.Module):
+    """The sum of one causal mixer over the tokens and another one over them from the end (Zhu et
+    al. 2024)."""
+
+    def __init__(self, mixer: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.ahead, self.back = mixer(), mixer()
+
+    def forward(self, x: Tensor, *given: Tensor) -> Tensor:
+        """``given``: c, where the mixers take it; one of each token is read from the end too."""
+        back = [c.flip(1) if c.ndim == 3 else c for c in given]
+        return self.ahead(x, *given) + self.back(x.flip(1), *back).flip(1)
 
 
 class SwiGLU(nn.Module):
@@ -38,11 +103,6 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         one, two = self.up(x).chunk(2, -1)
         return self.down(swiglu(one, two))
-
-
-def stacked(width: int, depth: int, block: Callable[[], Block]) -> nn.Sequential:
-    """``depth`` blocks and a last normalisation."""
-    return nn.Sequential(*(block() for _ in range(depth)), nn.RMSNorm(width, eps=1e-6))
 
 
 def heads_of(width: int, heads: int, even: bool = False) -> int:

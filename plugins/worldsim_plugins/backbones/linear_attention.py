@@ -1,4 +1,4 @@
-"""Causal linear attention: a fixed state instead of all tokens, so that a token costs the same at any length.
+"""Linear attention: a fixed state instead of all tokens, so that a token costs the same at any length.
 
     o_t = phi(q_t)^T sum_{s <= t} phi(k_s) v_s^T / (phi(q_t)^T sum_{s <= t} phi(k_s)),   phi = elu + 1
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from worldsim import hookimpl
 from worldsim_kernels import gla, linear_attention
-from worldsim_plugins.backbones.blocks import Block, Positions, SwiGLU, heads_of, stacked
+from worldsim_plugins.backbones.blocks import Block, BothWays, Stack, SwiGLU, heads_of
 
 
 class LinearAttention:
@@ -24,8 +24,6 @@ class LinearAttention:
 
     ``layers`` raises ValueError where ``heads`` does not divide the width.
     """
-
-    causal = True
 
     def __init__(
         self,
@@ -36,25 +34,32 @@ class LinearAttention:
     ) -> None:
         self.depth, self.heads, self.gated = depth, heads, gated
 
-    def layers(self, width: int) -> nn.Module:
+    def layers(
+        self, width: int, *, causal: bool = True, given: int = 0, grid: tuple[int, ...] = ()
+    ) -> nn.Module:
         heads_of(width, self.heads)
-        mixer = Gated if self.gated else Ungated
-        blocks = stacked(width, self.depth, lambda: Block(width, mixer(width, self.heads), SwiGLU(width)))
-        return nn.Sequential(Positions(), blocks)
+
+        def mixer() -> nn.Module:
+            if not self.gated:
+                return Ungated(width, self.heads, causal)
+            return Gated(width, self.heads) if causal else BothWays(lambda: Gated(width, self.heads))
+
+        blocks: list[nn.Module] = [Block(width, mixer(), SwiGLU(width), given) for _ in range(self.depth)]
+        return Stack(width, blocks, given, positions=True)
 
 
 class Ungated(nn.Module):
-    """Linear attention of features ``[batch, time, width]`` over those up to each."""
+    """Linear attention of features ``[batch, token, width]`` over those up to each, or over all."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool = True) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        return self.out(linear_attention(q, k, v).output.flatten(2))
+        return self.out(linear_attention(q, k, v, causal=self.causal).output.flatten(2))
 
 
 class Gated(Ungated):

@@ -9,12 +9,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from worldsim import hookimpl
+from worldsim_plugins.backbones.blocks import BothWays, Modulation
 
 
 class Recurrent:
     """A state of ``width`` numbers per layer is carried from token to token; no attention, no positions."""
-
-    causal = True
 
     def __init__(
         self,
@@ -24,19 +23,27 @@ class Recurrent:
     ) -> None:
         self.cell, self.depth = cell, depth
 
-    def layers(self, width: int) -> nn.Module:
-        return Cells({"gru": nn.GRU, "lstm": nn.LSTM}[self.cell](width, width, self.depth, batch_first=True))
+    def layers(
+        self, width: int, *, causal: bool = True, given: int = 0, grid: tuple[int, ...] = ()
+    ) -> nn.Module:
+        cell = {"gru": nn.GRU, "lstm": nn.LSTM}[self.cell]
+
+        def one_way() -> nn.Module:
+            return Cells(cell(width, width, self.depth, batch_first=True), given)
+
+        return one_way() if causal else BothWays(one_way)
 
 
 class Cells(nn.Module):
-    """The outputs of recurrent layers, without their last state."""
+    """The outputs of recurrent layers, without their last state; c is added to what they read."""
 
-    def __init__(self, cell: nn.GRU | nn.LSTM) -> None:
+    def __init__(self, cell: nn.GRU | nn.LSTM, given: int) -> None:
         super().__init__()
         self.cell = cell
+        self.modulation = Modulation(given, cell.input_size, 1) if given else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.cell(x)[0]
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        return self.cell(x if self.modulation is None else x + self.modulation(c)[0])[0]
 
 
 @hookimpl

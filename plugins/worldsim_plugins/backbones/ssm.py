@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from worldsim import hookimpl
 from worldsim_kernels import selective_scan
-from worldsim_plugins.backbones.blocks import Block, stacked
+from worldsim_plugins.backbones.blocks import Block, BothWays, Stack
 
 EXPAND = 2
 TAPS = 4
@@ -25,9 +25,8 @@ TAPS = 4
 
 
 class SSM:
-    """Mamba blocks of twice the width inside; no attention, no positions, no MLP."""
-
-    causal = True
+    """Mamba blocks of twice the width inside, along the tokens or both ways; no attention, no positions, no
+    MLP."""
 
     def __init__(
         self,
@@ -37,8 +36,15 @@ class SSM:
     ) -> None:
         self.depth, self.states = depth, states
 
-    def layers(self, width: int) -> nn.Module:
-        return stacked(width, self.depth, lambda: Block(width, Mamba(width, self.states)))
+    def layers(
+        self, width: int, *, causal: bool = True, given: int = 0, grid: tuple[int, ...] = ()
+    ) -> nn.Module:
+        def one_way() -> nn.Module:
+            return Mamba(width, self.states)
+
+        return Stack(width, [
+            Block(width, one_way() if causal else BothWays(one_way), given=given) for _ in range(self.depth)
+        ], given)  # fmt: skip
 
 
 class Mamba(nn.Module):

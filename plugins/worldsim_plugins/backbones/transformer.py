@@ -1,4 +1,4 @@
-"""The causal transformer: softmax attention (Vaswani et al. 2017), with rotary positions (Su et al. 2021)."""
+"""The transformer: softmax attention (Vaswani et al. 2017), with rotary positions (Su et al. 2021)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from torch import Tensor, nn
 
 from worldsim import hookimpl
 from worldsim_kernels import attend, rotary
-from worldsim_plugins.backbones.blocks import Block, SwiGLU, heads_of, stacked
+from worldsim_plugins.backbones.blocks import Block, Stack, SwiGLU, heads_of
 
 
 class Transformer:
-    """Every token looks at all before it, o_t = sum_{s <= t} softmax_s(q_t . k_s / sqrt K) v_s.
+    """Every token looks at all before it, o_t = sum_{s <= t} softmax_s(q_t . k_s / sqrt K) v_s, or at all.
 
     ``layers`` raises ValueError where ``heads`` does not divide the width into even numbers of channels.
     """
-
-    causal = True
 
     def __init__(
         self,
@@ -28,25 +26,28 @@ class Transformer:
     ) -> None:
         self.depth, self.heads = depth, heads
 
-    def layers(self, width: int) -> nn.Module:
+    def layers(
+        self, width: int, *, causal: bool = True, given: int = 0, grid: tuple[int, ...] = ()
+    ) -> nn.Module:
         heads_of(width, self.heads, even=True)
-        return stacked(
-            width, self.depth, lambda: Block(width, SelfAttention(width, self.heads), SwiGLU(width))
-        )
+        return Stack(width, [
+            Block(width, SelfAttention(width, self.heads, causal), SwiGLU(width), given)
+            for _ in range(self.depth)
+        ], given)  # fmt: skip
 
 
 class SelfAttention(nn.Module):
-    """Causal attention of features ``[batch, time, width]`` over themselves."""
+    """Attention of features ``[batch, token, width]`` over themselves."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        return self.out(attend(rotary(q), rotary(k), v, causal=True).output.flatten(2))
+        return self.out(attend(rotary(q), rotary(k), v, causal=self.causal).output.flatten(2))
 
 
 @hookimpl

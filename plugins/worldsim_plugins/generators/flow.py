@@ -10,7 +10,7 @@ nothing before frame 0: the law is taken to be autonomous and Markov.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -18,18 +18,16 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from worldsim import Trajectory, hookimpl
-from worldsim.protocols import Correction
-from worldsim_plugins.generators.networks import TIME_FEATURES, fourier, perceptron
-from worldsim_plugins.generators.windows import Windows, normal, rolled
+from worldsim.protocols import Backbone, Correction
+from worldsim_plugins.generators.window_network import Causal, Depth, Patch, Width, WindowNetwork
+from worldsim_plugins.generators.windows import Mend, Windows, mending, normal
 
 LATE = 0.5
 
-Adjust: TypeAlias = Callable[[Tensor, float, Tensor], Tensor]
-"""(x, s, velocity) -> velocity."""
-
 
 class Flow(nn.Module):
-    """A conditional rectified flow; its field is an MLP over the flattened window.
+    """A conditional rectified flow; its field is a perceptron over the flattened window, or a backbone over
+    its frames or their patches.
 
     Built from ``truth``, whose number of frames is the window's (2 or more) and whose uniform time step is
     the only one it can roll out. States must be floating, standardised by component. Raises ValueError for
@@ -46,8 +44,14 @@ class Flow(nn.Module):
         self,
         truth: Trajectory,
         *,
-        width: Annotated[int, Field(ge=1, description="units in each hidden layer")] = 256,
-        depth: Annotated[int, Field(ge=1, description="number of hidden layers")] = 3,
+        width: Width = 256,
+        depth: Depth = 3,
+        backbone: Annotated[
+            Backbone | None,
+            Field(description="what the field is made of; a perceptron over the window when left out"),
+        ] = None,
+        patch: Patch = (),
+        causal: Causal = False,
         steps: Annotated[int, Field(ge=1, description="sampling steps from noise to data")] = 25,
         method: Annotated[
             Literal["euler", "midpoint"],
@@ -80,14 +84,15 @@ class Flow(nn.Module):
         self.window, self.time_step = self.windows.frames, self.windows.time_step
         self.steps, self.method, self.guide_from = steps, method, guide_from
         self.coupling, self.context_weight = coupling, context_weight
-        size, features = self.windows.size, self.windows.features
-        self.field = perceptron(size + features + TIME_FEATURES, width, depth, size)
+        self.field = WindowNetwork(
+            self.windows, width=width, depth=depth, backbone=backbone, patch=patch, causal=causal
+        )
 
     def velocity(self, x: Tensor, s: Tensor | float, context: Tensor) -> Tensor:
         """dx/ds for ``x`` ``[sample, frame, *state]`` (frames 1..), ``s`` ``[sample]`` or a number in [0, 1],
         and ``context`` ``[sample, feature]`` as ``condition`` makes it."""
         s = torch.as_tensor(s, dtype=x.dtype, device=x.device).expand(len(x))
-        return self.field(torch.cat([x.flatten(1), context, fourier(s)], 1)).view_as(x)
+        return self.field(x, s, context)
 
     def condition(self, frame: Tensor, actions: Tensor | None) -> Tensor:
         """``[sample, feature]`` from frame 0 ``[sample, *state]`` and actions ``[sample, time, *action]``."""
@@ -169,18 +174,22 @@ class Flow(nn.Module):
     ) -> Trajectory:
         def window_after(known: Tensor, given: Tensor) -> Tensor:
             shape = (len(given), self.window - 1, *self.windows.state_shape)
-            adjust = None if correct is None else self._guide(correct, context, known, times, actions)
-            return self.transport(normal(shape, generator, given), given, adjust)
+            mend = None if correct is None else mending(correct, context, known, times, actions)
+            return self.transport(normal(shape, generator, given), given, mend)
 
         weight = next(self.parameters())
         return self.windows.chained(window_after, context, times, actions, draws, weight)
 
-    def transport(self, x: Tensor, context: Tensor, adjust: Adjust | None = None) -> Tensor:
-        """Noise ``[sample, frame, *state]`` at s = 0 to data at s = 1, by ``steps`` of ``method``."""
+    def transport(self, x: Tensor, context: Tensor, mend: Mend | None = None) -> Tensor:
+        """Noise ``[sample, frame, *state]`` at s = 0 to data at s = 1, by ``steps`` of ``method``; ``mend``
+        corrects the estimate of the data from s = ``guide_from`` on."""
 
         def field(x: Tensor, s: float) -> Tensor:
             velocity = self.velocity(x, s, context)
-            return velocity if adjust is None else adjust(x, s, velocity)
+            if mend is None or s < self.guide_from:
+                return velocity
+            clean = x + (1 - s) * velocity
+            return velocity + (mend(clean, self._covariance(x, s, context)) - clean) / (1 - s)
 
         for i in range(self.steps):
             velocity = field(x, i / self.steps)
@@ -189,24 +198,18 @@ class Flow(nn.Module):
             x = x + velocity / self.steps
         return x
 
-    def _guide(
-        self, correct: Correction, context: Trajectory, known: Tensor, times: Tensor, actions: Tensor | None
-    ) -> Adjust:
-        """The corrected velocity of the window that follows the frames ``known``."""
-        past = known.shape[2]
+    def _covariance(self, x: Tensor, s: float, context: Tensor) -> Callable[[Tensor], Tensor]:
+        """w -> C w with C = (1 - s)^2 / s dE[x_1 | x_s] / dx_s, the covariance of x_1 given x_s (Tweedie's
+        formula, of second order: Boys et al. 2023); both ``[sample, frame, *state]``."""
 
-        def adjust(x: Tensor, s: float, velocity: Tensor) -> Tensor:
-            if s < self.guide_from:
-                return velocity
-            clean = (x + (1 - s) * velocity).unflatten(0, known.shape[:2])
-            estimate = torch.cat([known, clean], 2)[:, :, : len(times)]
-            corrected = correct(rolled(context, estimate, times, actions)).states.to(x)
-            change = (corrected - estimate)[:, :, past:].flatten(0, 1)
-            velocity = velocity.clone()
-            velocity[:, : change.shape[1]] += change / (1 - s)
-            return velocity
+        def applied(w: Tensor) -> Tensor:
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_()
+                clean = leaf + (1 - s) * self.velocity(leaf, s, context)
+                (product,) = torch.autograd.grad(clean, leaf, w.to(leaf))
+            return product * ((1 - s) ** 2 / max(s, 1e-3))
 
-        return adjust
+        return applied
 
 
 def along(s: Tensor, x: Tensor) -> Tensor:

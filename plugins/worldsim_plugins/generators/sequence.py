@@ -45,12 +45,7 @@ class Sequence(nn.Module):
         super().__init__()
         self.vocabulary = vocabulary_size(system, truth)
         self.embedding = nn.Embedding(self.vocabulary + 1, width)
-        backbone = backbone or Recurrent()
-        if not backbone.causal:
-            raise ValueError(
-                f"backbone: {type(backbone).__name__} looks ahead; the next token needs a causal one"
-            )
-        self.body = backbone.layers(width)
+        self.body = (backbone or Recurrent()).layers(width, causal=True)
         self.head = nn.Linear(width, self.vocabulary)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -14,10 +14,16 @@ import torch
 from torch import Tensor
 
 from worldsim import Trajectory
+from worldsim.protocols import Correction
 
 Generate: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(frames so far ``[trajectory, draw, time, *state]``, what is given ``[sample, feature]``) -> the next
 frames ``[sample, frame, *state]``."""
+
+
+Mend: TypeAlias = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+"""(estimate of the clean frames of a window ``[sample, frame, *state]``, covariance of its error as a linear
+map of such tensors) -> a better estimate."""
 
 
 class Windows:
@@ -109,6 +115,37 @@ def rolled(context: Trajectory, states: Tensor, times: Tensor, actions: Tensor |
     count = states.shape[2]
     actions = None if actions is None else actions[:, :count]
     return context.replace(states=states, times=times[:count], actions=actions, observables={}, length=None)
+
+
+def mending(
+    correct: Correction, context: Trajectory, known: Tensor, times: Tensor, actions: Tensor | None
+) -> Mend:
+    """``correct`` for the window that follows the frames ``known`` ``[trajectory, draw, time, *state]``.
+
+    It sees the rollout up to the end of that window; what it does to settled frames is ignored, and so is
+    what the window holds beyond ``times``. The covariance of a settled frame is 0.
+    """
+    past = known.shape[2]
+
+    def mend(clean: Tensor, covariance: Callable[[Tensor], Tensor]) -> Tensor:
+        window = clean.unflatten(0, known.shape[:2])
+        estimate = torch.cat([known, window], 2)[:, :, : len(times)]
+        count = estimate.shape[2] - past
+
+        def of_rollout(w: Tensor) -> Tensor:
+            padded = torch.zeros_like(window)
+            padded[:, :, :count] = w[:, :, past:]
+            spread = covariance(padded.flatten(0, 1)).unflatten(0, known.shape[:2])
+            return torch.cat([torch.zeros_like(known), spread[:, :, :count]], 2)
+
+        shown = rolled(context, estimate, times, actions)
+        wants = getattr(correct, "wants_covariance", False)
+        better = (correct(shown, of_rollout) if wants else correct(shown)).states.to(clean)
+        change = torch.zeros_like(window)
+        change[:, :, :count] = (better - estimate)[:, :, past:]
+        return clean + change.flatten(0, 1)
+
+    return mend
 
 
 def hold(actions: Tensor, first: int, count: int) -> Tensor:
