@@ -180,12 +180,18 @@ class Generator(Model, Protocol):
 
 
 class Constraint(Protocol):
-    """What a trajectory must obey."""
+    """What a trajectory must obey.
+
+    A ``local_in_time`` attribute that is True says ``residual[:, :, i]`` depends on frame i alone (the first
+    frame taken as a constant), which makes projection cheap. An ``equality`` attribute that is False says the
+    residual is relu(-g) of an inequality g >= 0: it is 0 on a whole region, and projection stops at its edge.
+    What else a constraint can offer: ``Anchored``, ``HasRetraction``, ``HasParametrisation``,
+    ``ShapesModels``, ``JudgesModels``.
+    """
 
     def residual(self, trajectory: Trajectory) -> Tensor:
         """``[trajectory, draw, ...]``, unreduced, divided by a declared scale, zero when obeyed and
-        differentiable there. A ``local_in_time`` attribute that is True says ``residual[:, :, i]`` depends
-        on frame i alone (the first frame taken as a constant), which makes projection cheap."""
+        differentiable there."""
 
 
 class Metric(Protocol):
@@ -477,6 +483,65 @@ class Estimates(Protocol):
 
     def loss_and_estimate(self, truth: Trajectory) -> tuple[Tensor, Trajectory]:
         """The loss, and predicted trajectories whose frame 0 is the given one."""
+
+
+@runtime_checkable
+class Anchored(Protocol):
+    """A constraint that compares each frame with one of them, so that its Gram matrix has a structure.
+
+        residual[:, :, t] = (value(x_t) - value(x_anchor)) / scale,   0 before the anchor
+
+    ``anchor`` is 0 where the given frame is held, a constant, or 1 where the first generated frame is
+    compared with and moves as the others do: in a world whose frame 0 tells nothing.
+    """
+
+    anchor: int
+    scale: float
+
+    def value(self, states: Tensor) -> Tensor:
+        """``[..., k]`` float64 for states ``[..., *state]``; differentiable."""
+
+
+@runtime_checkable
+class HasRetraction(Protocol):
+    """A constraint whose nearest obeying trajectory is known in closed form."""
+
+    def retract(self, trajectory: Trajectory) -> Trajectory:
+        """The trajectory moved onto the constraint, frame 0 held, float64; in the place of Gauss-Newton."""
+
+
+@runtime_checkable
+class HasParametrisation(Protocol):
+    """A constraint that a model can obey by what it generates: x = ``obeying(y)``, whatever y is.
+
+    ``obeying(free(x), x.times)`` is x, to rounding, for an x that obeys.
+    """
+
+    def free(self, trajectory: Trajectory) -> Trajectory:
+        """What a model sees and generates in the place of ``trajectory``: y, with a state shape of its own,
+        on the first frames of its times (all, or fewer). A context of one frame has a y of one frame."""
+
+    def obeying(self, free: Trajectory, times: Tensor) -> Trajectory:
+        """The trajectory at ``times`` ``[time]``, frame 0 that of ``free``: the residual is 0 to rounding for
+        every y. Float64; axes, labels and units are those of x."""
+
+
+@runtime_checkable
+class ShapesModels(Protocol):
+    """A constraint that a model obeys by how it is built, where its builder has these parameters."""
+
+    parameters: Mapping[str, Any]
+    """Keyword of the builder -> the value it must have, e.g. ``{"causal": True}``."""
+
+
+@runtime_checkable
+class JudgesModels(Protocol):
+    """A constraint that no single trajectory can show: a model is asked again, and its answers compared. Its
+    ``residual`` raises NotMeasurable."""
+
+    def model_residual(self, truth: Trajectory, model: Model, generator: torch.Generator) -> Tensor:
+        """``[trajectory, draw, time, ...]``, as ``Constraint.residual``, of ``model`` on ``truth``, whose
+        frame 0 is what the model is given."""
 
 
 Correction: TypeAlias = Callable[..., Trajectory]
