@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,13 +11,14 @@ import xarray as xr
 from worldsim.baselines import BASELINES, Baseline, Truth
 from worldsim.errors import DeviceError, ResultError, WorldsimError
 from worldsim.fit import fit
-from worldsim.protocols import HasActions, Model, System, Trajectory
+from worldsim.mechanisms import Use, missing_mechanisms
+from worldsim.protocols import HasActions, Model, ShapesModels, System, Trajectory
 from worldsim.scenario import Case
 from worldsim.seeds import derive, forked, generator
 from worldsim.store import Store
 from worldsim.trees import to_dataset
 from worldsim.truth import held, simulate_split
-from worldsim.wrapped import Use, Wrapped, missing_mechanisms
+from worldsim.wrapped import Wrapped
 
 
 def build_systems(case: Case) -> dict[str, System]:
@@ -33,8 +35,12 @@ def build_model(case: Case, system: System, truth: dict[str, Trajectory]) -> Any
     kind = getattr(plugins.builder("model", spec.component.name), "scaling", "component")
     uses = build_uses(case, system)
 
+    shaped = [u.constraint for u in uses if u.by("structure") and isinstance(u.constraint, ShapesModels)]
+    params = {**spec.component.params, **{k: v for each in shaped for k, v in each.parameters.items()}}
+    part = replace(spec.component, params=params)
+
     def build(example: Trajectory) -> Model:
-        built: Model = spec.component.build(plugins, system=system, truth=example)
+        built: Model = part.build(plugins, system=system, truth=example)
         return built
 
     device = checked_device(case.device)
@@ -44,7 +50,7 @@ def build_model(case: Case, system: System, truth: dict[str, Trajectory]) -> Any
             window=spec.fit.window, block=case.scenario.data.block, dtype=checked_dtype(case.dtype),
         )  # fmt: skip
     for use in uses:
-        lacks = missing_mechanisms(model.inner, use.mechanisms)
+        lacks = missing_mechanisms(model.inner, use.held.mechanisms)
         if lacks:
             raise WorldsimError(f"{case.model!r} cannot be held to {use.name!r} by {', '.join(lacks)}")
     return model.to(device)
@@ -54,7 +60,7 @@ def build_uses(case: Case, system: System) -> list[Use]:
     """The constraints a model is held to, in the world of one split."""
     plugins = case.scenario.registry
     return [
-        Use(u.component.name, u.component.build(plugins, system=system), u.mechanisms, u.weight)
+        Use(u.component.name.rpartition("/")[2], u.component.build(plugins, system=system), u.held)
         for u in case.spec.uses
     ]
 

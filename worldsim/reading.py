@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,9 +12,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from worldsim.errors import Problem, ScenarioError, WorldsimError, did_you_mean
+from worldsim.mechanisms import COVARIANCES, GRADIENTS, MECHANISMS, Held, missing_mechanisms, undefined
 from worldsim.params import Component, ParamErrors, component, explain
 from worldsim.plugins import Registry, registry
 from worldsim.scenario import (
+    Composition,
     ConstraintUse,
     DataSettings,
     FitSettings,
@@ -25,12 +28,13 @@ from worldsim.scenario import (
 from worldsim.strict_yaml import Document, read
 from worldsim.yaml_nodes import Node
 
-MECHANISMS = ("penalty", "guidance", "projection")
 BASELINE_NAMES = ("truth", "persistence", "climatology", "constant", "shuffled", "uniform", "memoriser")
 STANDARD_BASELINES = ["truth", "persistence", "climatology", "constant", "shuffled"]
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_FRAMES = 10_000_000
 Location = tuple[str | int, ...]
+HELD_BY = ("mechanisms", "weight", "noise", "covariance", "gradients")
+"""The keys beside a constraint's own that say how a model is held to it."""
 
 
 def load(path: str | Path, *, plugins: Sequence[str | Path] = ()) -> Scenario:
@@ -47,7 +51,7 @@ def from_document(document: Mapping[str, Any], name: str, plugins: Registry) -> 
 
 TOP = (
     "about", "system", "data", "models", "metrics", "constraints", "baselines", "fit", "draws", "seeds",
-    "master_seed", "published",
+    "master_seed", "published", "under",
 )  # fmt: skip
 REQUIRED = ("about", "system", "data", "models", "metrics", "seeds")
 
@@ -60,6 +64,7 @@ class Reader:
         self.data: Mapping[str, Any] = document.data
         self.plugins = plugins
         self.problems: list[Problem] = []
+        self.places: dict[str, Location] = {}
 
     def problem(self, loc: Location, message: str, hint: str = "") -> None:
         self.problems.append(self.document.problem(loc, message, hint))
@@ -83,6 +88,7 @@ class Reader:
             self.check_data(data)
         fit = self.section(FitSettings, ("fit",)) or FitSettings()
         models = self.models(fit)
+        under = self.uses(("under",), self.data.get("under", []))
         metrics = self.metrics(data)
         constraints = self.components("constraint", "constraints")
         baselines = self.baselines()
@@ -98,6 +104,8 @@ class Reader:
             draws, tuple(seeds), self.data, self.plugins, self.document.path, master,
             tuple(published),
         )  # fmt: skip
+        scenario = self.composed(scenario, under)
+        self.stop_if_wrong()
         self.check_splits(scenario)
         self.stop_if_wrong()
         system = self.check_capabilities(scenario)
@@ -243,13 +251,51 @@ class Reader:
         found = [self.use((*loc, index), item) for index, item in enumerate(value)]
         return tuple(use for use in found if use is not None)
 
+    def composed(self, scenario: Scenario, under: Sequence[ConstraintUse]) -> Scenario:
+        """``scenario`` with each of its models once more under each constraint of ``under``, where there is
+        such a model; why there is none is kept otherwise."""
+        models, compositions = dict(scenario.models), {}
+        for index, use in enumerate(under):
+            word = f"{use.component.name.rpartition('/')[2]}.{use.held.word}"
+            for base, spec in scenario.models.items():
+                label, why = f"{base}.{word}", self.lacking(spec, use)
+                if label in models or label in compositions:
+                    self.problem(
+                        ("under", index), f"there is a model {label!r} already", "take one of them out"
+                    )
+                elif not IDENTIFIER.fullmatch(label):
+                    self.problem(("under", index), f"{label!r} cannot label a model",
+                                 f"give {base!r} a shorter label")  # fmt: skip
+                elif spec.uses:
+                    hint = "write them into under, or take under out"
+                    self.problem(("models", base), "constraints of a model beside 'under'", hint)
+                    break
+                else:
+                    compositions[label] = Composition(base, use, why)
+                    self.places[label] = ("under", index)
+                    if not why:
+                        models[label] = replace(spec, uses=(use,))
+        return replace(scenario, models=models, compositions=compositions)
+
+    def lacking(self, model: ModelSpec, use: ConstraintUse) -> str:
+        """Why ``model`` cannot be held to a constraint so (as far as its builder tells), or ""."""
+        builder = self.plugins.builder("model", model.component.name)
+        constraint = self.plugins.builder("constraint", use.component.name)
+        lacks = missing_mechanisms(builder, use.held.mechanisms) if isinstance(builder, type) else []
+        why = (
+            undefined(constraint, use.held, tuple(model.component.params))
+            if isinstance(constraint, type)
+            else ""
+        )
+        return ", ".join([*lacks, *([why] if why else [])])
+
     def use(self, loc: Location, item: Any) -> ConstraintUse | None:
         item = {"name": item} if isinstance(item, str) else item
         if not isinstance(item, Mapping):
             self.problem(loc, f"expected a constraint, found {item!r}", "for example {name: energy}")
             return None
-        rest = {key: value for key, value in item.items() if key not in ("mechanisms", "weight")}
-        mechanisms = item.get("mechanisms", ["projection"])
+        rest = {key: value for key, value in item.items() if key not in HELD_BY}
+        before, mechanisms = len(self.problems), item.get("mechanisms", ["projection"])
         wrong = (
             [m for m in mechanisms if m not in MECHANISMS] if isinstance(mechanisms, list) else [mechanisms]
         )
@@ -257,16 +303,21 @@ class Reader:
             self.problem(
                 (*loc, "mechanisms"), f"unknown mechanism {word!r}", did_you_mean(str(word), MECHANISMS)
             )
-        weight = item.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
-            self.problem(
-                (*loc, "weight"), f"expected a number >= 0, found {weight!r}", "for example weight: 0.1"
-            )
-            weight = 1.0
+        for key, default in (("weight", 1.0), ("noise", 0.0)):
+            value = item.get(key, default)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                self.problem(
+                    (*loc, key), f"expected a number >= 0, found {value!r}", f"for example {key}: 0.1"
+                )
+        for key, allowed in (("covariance", COVARIANCES), ("gradients", GRADIENTS)):
+            value = item.get(key, allowed[0])
+            if value not in allowed:
+                self.problem((*loc, key), f"unknown {key} {value!r}", did_you_mean(str(value), allowed))
         part = self.component("constraint", loc, rest)
-        if part is None or wrong:
+        if part is None or len(self.problems) > before:
             return None
-        return ConstraintUse(part, tuple(mechanisms), float(weight))
+        held = {key: item[key] for key in HELD_BY if key in item} | {"mechanisms": tuple(mechanisms)}
+        return ConstraintUse(part, Held(**held))
 
     def baselines(self) -> list[str]:
         value = self.data.get("baselines", STANDARD_BASELINES)
@@ -363,11 +414,16 @@ class Reader:
             *((("metrics", i), spec.component) for i, spec in enumerate(scenario.metrics)),
         ]
         for label, model in scenario.models.items():
+            if label in self.places:
+                parts.append((self.places[label], model.uses[0].component))
+                continue
             parts.append((("models", label), model.component))
             parts += [(("models", label, "constraints", i), u.component) for i, u in enumerate(model.uses)]
-        for loc, part in parts:
+        for loc, part in dict(parts).items():
             self.check_part(loc, part, scenario.system.name, system)
         for label, model in scenario.models.items():
+            if label in self.places:
+                continue
             self.check_mechanisms(label, model)
             self.check_inputs(label, model, scenario, system)
         for split, other in scenario.split_systems.items():
@@ -425,12 +481,9 @@ class Reader:
             )
 
     def check_mechanisms(self, label: str, model: ModelSpec) -> None:
-        """Whether a model can be held to its constraints as it is asked to (where its builder is a class)."""
-        from worldsim.wrapped import missing_mechanisms
-
-        builder = self.plugins.builder("model", model.component.name)
+        """Whether a model can be held to its constraints as it is asked to (where builders are classes)."""
         for index, use in enumerate(model.uses):
-            lacks = missing_mechanisms(builder, use.mechanisms) if isinstance(builder, type) else []
+            lacks = self.lacking(model, use)
             if lacks:
                 loc = ("models", label, "constraints", index)
-                self.problem(loc, f"{model.component.name!r} cannot be held to it by {', '.join(lacks)}")
+                self.problem(loc, f"{model.component.name!r} cannot be held to it by {lacks}")

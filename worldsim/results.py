@@ -88,6 +88,10 @@ class Results:
     def about(self, scenario: str) -> str:
         return str(self.lock["scenarios"][scenario]["about"])
 
+    def compositions(self, scenario: str) -> dict[str, dict[str, Any]]:
+        """Label -> base, constraint, mechanisms, measure and why it is undefined, of models of ``under``."""
+        return dict(self.lock.get("compositions", {}).get(scenario, {}))
+
     def document(self, scenario: str) -> dict[str, Any]:
         """The scenario as it was read, before defaults."""
         return dict(self.lock["scenarios"][scenario])
@@ -167,7 +171,7 @@ def write_plan(root: Path, scenarios: Sequence[Scenario], cases: Sequence[Case])
     from worldsim.store import write_text
 
     named = {scenario.name for scenario in scenarios}
-    old, documents = _kept_plan(root, named)
+    old, documents, compositions = _kept_plan(root, named)
     new = [
         {
             "key": case.key, "scenario": case.scenario.name, "model": case.model, "seed": case.seed,
@@ -177,7 +181,10 @@ def write_plan(root: Path, scenarios: Sequence[Scenario], cases: Sequence[Case])
         for case in cases
     ]  # fmt: skip
     documents |= {scenario.name: dict(scenario.document) for scenario in scenarios}
-    lock = {"schema": 1, "scenarios": documents, "environment": environment()}
+    compositions |= {s.name: s.composition_words() for s in scenarios if s.compositions}
+    lock = {
+        "schema": 1, "scenarios": documents, "environment": environment(), "compositions": compositions
+    }  # fmt: skip
     write_text(root / LOCK, json.dumps(lock, indent=1))
     write_text(root / PLAN, "".join(json.dumps(line) + "\n" for line in [*old, *new]))
 
@@ -194,16 +201,17 @@ def metric_names(parts: Sequence[Any]) -> dict[str, str]:
     return names
 
 
-def _kept_plan(root: Path, named: set[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _kept_plan(root: Path, named: set[str]) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
     path = root / PLAN
     if not path.is_file():
-        return [], {}
+        return [], {}, {}
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    documents = json.loads((root / LOCK).read_text(encoding="utf-8"))["scenarios"]
-    return (
-        [line for line in lines if line["scenario"] not in named],
-        {name: value for name, value in documents.items() if name not in named},
+    lock = json.loads((root / LOCK).read_text(encoding="utf-8"))
+    kept = (lock["scenarios"], lock.get("compositions", {}))
+    documents, compositions = (
+        {name: value for name, value in part.items() if name not in named} for part in kept
     )
+    return [line for line in lines if line["scenario"] not in named], documents, compositions
 
 
 def load_model(

@@ -71,12 +71,13 @@ def _run(case: Case, store: Store, train: bool) -> str:
     else:
         load_weights(case, model, store)
     if not rolled:
-        groups = {
-            split: roll_out(case, model, split, truth[split], systems[split])
-            for split in case.scenario.scored_splits
-        }
+        groups, spent = {}, {}
+        for split in case.scenario.scored_splits:
+            begun = time.process_time()
+            groups[split] = roll_out(case, model, split, truth[split], systems[split])
+            spent[split] = time.process_time() - begun
         tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs={"worldsim_key": case.key}), **groups})
-        store.keep_run(case.key, tree, provenance(case))
+        store.keep_run(case.key, tree, {**provenance(case), "rollout_cpu_seconds": spent})
     _score(case, store, model, systems, missing)
     return "done"
 

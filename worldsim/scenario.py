@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from worldsim import __version__
+from worldsim.mechanisms import Held
 from worldsim.params import Component, component
 from worldsim.plugins import Provider, Registry
 
@@ -106,11 +107,10 @@ class Published(Section):
 
 @dataclass(frozen=True)
 class ConstraintUse:
-    """A constraint a model is held to, and by which mechanisms."""
+    """A constraint a model is held to, and how."""
 
     component: Component
-    mechanisms: tuple[str, ...]
-    weight: float
+    held: Held
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,18 @@ class ModelSpec:
     component: Component
     uses: tuple[ConstraintUse, ...]
     fit: FitSettings
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A model of ``under``: another one of the scenario, held to one constraint.
+
+    ``undefined`` says why there is no such model, "" where there is.
+    """
+
+    base: str
+    use: ConstraintUse
+    undefined: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,6 +167,7 @@ class Scenario:
     file: Path = field(default=Path("<data>"), compare=False)
     master_seed: int = 0
     published: tuple[Published, ...] = ()
+    compositions: Mapping[str, Composition] = field(default_factory=dict)
 
     @cached_property
     def split_systems(self) -> dict[str, Component]:
@@ -165,6 +178,17 @@ class Scenario:
             name: component("system", {**base, **settings.system}, self.registry)
             for name, settings in self.data.splits.items()
         }
+
+    def composition_words(self) -> dict[str, dict[str, Any]]:
+        """The compositions as plain data."""
+        return {
+            label: {
+                "base": one.base, "constraint": one.use.component.name.rpartition("/")[2],
+                "mechanisms": list(one.use.held.mechanisms), "word": one.use.held.word,
+                "measure": one.use.held.measure, "undefined": one.undefined,
+            }
+            for label, one in self.compositions.items()
+        }  # fmt: skip
 
     @property
     def world(self) -> str:
@@ -236,7 +260,8 @@ class Case:
         meaning = dict(self.meaning)
         del meaning["draws"]
         train = {k: v for k, v in meaning["splits"].items() if k in ("train", "validation")}
-        uses = [use for use in meaning["uses"] if "penalty" in use["mechanisms"]]
+        shaping = {"penalty", "structure"}
+        uses = [use for use in meaning["uses"] if shaping & set(use["held"]["mechanisms"])]
         return digest({**meaning, "splits": train, "uses": uses, "kind": "fit"})
 
     @cached_property
@@ -262,7 +287,10 @@ class Case:
             },
             "model": spec.component.canonical() if spec else {"baseline": self.model},
             "uses": [
-                {"constraint": u.component.canonical(), "mechanisms": list(u.mechanisms), "weight": u.weight}
+                {
+                    "constraint": u.component.canonical(),
+                    "held": {**asdict(u.held), "mechanisms": list(u.held.mechanisms)},
+                }
                 for u in uses
             ],
             "fit": spec.fit.model_dump(mode="json") if spec else None,

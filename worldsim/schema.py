@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from worldsim.component_schema import json_schema
+from worldsim.mechanisms import COVARIANCES, GRADIENTS, MECHANISMS
 from worldsim.plugins import Registry
-from worldsim.reading import BASELINE_NAMES, IDENTIFIER, MECHANISMS, REQUIRED
+from worldsim.reading import BASELINE_NAMES, IDENTIFIER, REQUIRED
 from worldsim.scenario import DataSettings, FitSettings, Published, Section
 
 Schema = dict[str, Any]
@@ -43,6 +44,7 @@ def _properties() -> Schema:
             "additionalProperties": {"$ref": "#/definitions/scenario_model"},
             "description": "label -> the model that is trained and scored",
         },
+        "under": _list_of("constraint_use", "every model once more under each of these constraints"),
         "metrics": _list_of("scenario_metric", "what is scored", least=1),
         "constraints": _list_of("constraint", "constraints whose residual is scored for every model"),
         "baselines": {
@@ -90,6 +92,23 @@ _HELD_BY: Schema = {
         "description": "how the model is held to the constraint",
     },
     "weight": {"type": "number", "minimum": 0, "default": 1.0, "description": "of the training penalty"},
+    "gradients": {
+        "enum": list(GRADIENTS),
+        "default": GRADIENTS[0],
+        "description": "how the penalty's gradient joins the model's own: along what lowers both, or summed",
+    },
+    "noise": {
+        "type": "number",
+        "minimum": 0,
+        "default": 0.0,
+        "description": "of guidance: standard deviation of the residual that is let be; 0 corrects it wholly",
+    },
+    "covariance": {
+        "enum": list(COVARIANCES),
+        "default": COVARIANCES[0],
+        "description": "metric of guidance; posterior is the covariance of the estimate's error, exact for a "
+        "normal law and a linear constraint, and dear",
+    },
 }
 
 

@@ -8,10 +8,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
+import torch
 
 from worldsim.errors import NotMeasurable, PluginError, WorldsimError
 from worldsim.params import Component
-from worldsim.protocols import Constraint, Metric, Model, Score, System, Trajectory
+from worldsim.protocols import Constraint, JudgesModels, Metric, Model, Score, System, Trajectory
 from worldsim.scenario import Case
 from worldsim.store import Store
 
@@ -31,7 +32,7 @@ class ScoredPart:
         try:
             built = self.component.build(plugins, system=system)
             if noun == "constraint":
-                return with_caveats(built, residual_scores(name, built, guess))
+                return with_caveats(built, residual_scores(name, built, guess, truth, model))
             return score_with(name, built, truth, guess, model)
         except NotMeasurable as reason:
             return {name: Score(float("nan"), better="", n=0, reason=str(reason))}
@@ -105,12 +106,25 @@ def _checked(metric: str, name: str, score: Score) -> Score:
     return score
 
 
-def residual_scores(name: str, constraint: Constraint, guess: Trajectory) -> dict[str, Score]:
+def residual_scores(
+    name: str,
+    constraint: Constraint,
+    guess: Trajectory,
+    truth: Trajectory | None = None,
+    model: Model | None = None,
+) -> dict[str, Score]:
     """Median and maximum over rollouts of the largest |residual|; floor 0 by definition.
 
-    Of a residual of each frame, that of frame 0, which was given, is left out.
+    Of a residual of each frame, that of frame 0, which was given, is left out. A constraint that judges
+    models asks ``model`` again, from torch's own generator, which the caller forks and seeds.
     """
-    residual = constraint.residual(guess).detach().abs().double()
+    if isinstance(constraint, JudgesModels):
+        if truth is None or model is None:
+            raise NotMeasurable(f"{name} judges a model by asking it again, and there is none here")
+        rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        residual = constraint.model_residual(truth, model, rng).detach().abs().double()
+    else:
+        residual = constraint.residual(guess).detach().abs().double()
     if getattr(constraint, "local_in_time", False) or residual.shape[2:3] == guess.times.shape:
         residual = residual[:, :, 1:]
     worst = residual.reshape(*residual.shape[:2], -1).amax(2).flatten()

@@ -13,6 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from worldsim.composed import Cell, Grid
     from worldsim.results import Results, Row
 
 
@@ -142,6 +143,9 @@ def terminal_tables(results: Results, scenario: str, every: bool = False, width:
     each other as ``width`` columns need."""
     tables = []
     summaries = summarise(results.rows(scenario))
+    if not every:  # models under constraints have tables of their own
+        composed = results.compositions(scenario)
+        summaries = [s for s in summaries if s.model not in composed]
     for split in dict.fromkeys(s.split for s in summaries):
         part = [s for s in summaries if s.split == split and (every or s.better)]
         columns = _columns(part, list(dict.fromkeys(s.name for s in part)) if every else headlines(part))
@@ -149,6 +153,38 @@ def terminal_tables(results: Results, scenario: str, every: bool = False, width:
             title = f"{scenario} · {split}{' (more)' if i else ''}"
             tables.append(_table(title, columns[0], group, {"floor", *(s.model for s in part if s.baseline)}))
     return tables
+
+
+def grid_table(grid: Grid) -> Table:
+    """One constraint: models down, ways to be held to it across."""
+    from rich.table import Table
+
+    table = Table(title=f"{grid.scenario} · {grid.split}: {grid.constraint}", title_justify="left")
+    table.add_column("model")
+    for word in grid.columns:
+        table.add_column(word or "no constraint")
+    for base, cells in grid.cells.items():
+        table.add_row(base, *(_grid_cell(cell, cells[0], grid.law) for cell in cells), end_section=True)
+    table.caption = (
+        "violation: median (largest), 0 for who obeys; then distance of law (floor), one-step defect, cost "
+        "of sampling, and which law is sampled"
+    )
+    return table
+
+
+def _grid_cell(cell: Cell, free: Cell, law: str) -> str:
+    if cell.found is None:
+        return cell.note
+    m = cell.found
+    flagged = f", {100 * m.flagged:.3g} % flagged" if m.flagged else ""
+    worse = " WORSE" if cell.law_is_worse(free.found) else ""
+    lines = [
+        f"{shown(m.violation)} ({shown(m.worst)}{flagged})",
+        f"{law} {shown(m.law)} ({shown(m.law_floor)}){worse}",
+        f"defect {shown(m.defect)}",
+        *([f"cost {shown(m.cost)}x, {cell.measure}"] if cell.word else []),
+    ]
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)

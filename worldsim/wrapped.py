@@ -1,13 +1,13 @@
 """A model as the rest of worldsim sees it: in physical units, under its constraints, block by block.
 
-The wrapper standardises what the model sees (the scaling is part of the checkpoint), adds the training
-penalty, corrects while sampling, and projects at the end, all through the one ``residual``.
+The wrapper standardises what the model sees (the scaling is part of the checkpoint), shows it what is free
+under a structure, adds the training penalty, corrects while sampling, and projects at the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,22 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from worldsim import seeds
-from worldsim.protocols import Constraint, HasLatent, HasNextToken, HasTokenLaws, Model, Trajectory
+from worldsim.mechanisms import Use
+from worldsim.protocols import (
+    HasLatent,
+    HasNextToken,
+    HasParametrisation,
+    HasRetraction,
+    HasTokenLaws,
+    Model,
+    Trajectory,
+)
 from worldsim.truth import concatenate, reached
 from worldsim_kernels.project import gauss_newton_step, project
 
-Mechanism = str
-MECHANISMS = ("penalty", "guidance", "projection")
-
-
-@dataclass(frozen=True)
-class Use:
-    """How a model is held to a constraint."""
-
-    name: str
-    constraint: Constraint
-    mechanisms: tuple[Mechanism, ...]
-    weight: float = 1.0
+TOLERANCE = 1e-10
+"""Largest residual, in its own scale, of a rollout that counts as projected."""
 
 
 def scaling_of(truth: Trajectory, kind: str) -> tuple[Tensor, Tensor]:
@@ -79,15 +78,15 @@ class Wrapped(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        shift, scale = scaling_of(train, kind)
+        self.uses = tuple(uses)
+        self.trained_on = train.state_shape
+        shift, scale = scaling_of(self.freed(train), kind)
         self.register_buffer("shift", shift)
         self.register_buffer("scale", scale)
         self.floating = train.states.is_floating_point()
-        self.trained_on = train.state_shape
         self.dtype = dtype if kind != "none" and self.floating else None
         self.block = block
-        self.uses = tuple(uses)
-        self.inner: Any = build(self.inward(train.span(0, window)))
+        self.inner: Any = build(self.inward(self.freed(train.span(0, window))))
         self._adopt(kind, dtype)
         # On the instance: a class that has the method is taken for one that offers it.
         if isinstance(self.inner, HasLatent):
@@ -120,6 +119,23 @@ class Wrapped(nn.Module):
             self.dtype = weights[0].dtype
 
     @property
+    def structure(self) -> HasParametrisation | None:
+        """The constraint that says what the model generates in the place of states."""
+        found = [u.constraint for u in self.uses if u.by("structure")]
+        maps = [c for c in found if isinstance(c, HasParametrisation)]
+        if len(maps) > 1:
+            raise ValueError("a model can generate what is free under one constraint, not under several")
+        return maps[0] if maps else None
+
+    def freed(self, physical: Trajectory) -> Trajectory:
+        """What the model sees and generates in the place of ``physical``."""
+        return physical if self.structure is None else self.structure.free(physical)
+
+    def formed(self, free: Trajectory, times: Tensor) -> Trajectory:
+        """The inverse of ``freed``, at ``times``."""
+        return free if self.structure is None else self.structure.obeying(free, times)
+
+    @property
     def trainable(self) -> bool:
         return bool(getattr(self.inner, "trainable", True))
 
@@ -136,7 +152,8 @@ class Wrapped(nn.Module):
     @torch.no_grad()
     def _latent_of(self, context: Trajectory, generator: torch.Generator) -> Tensor:
         """What the inner model keeps of a context in physical units, on the CPU."""
-        shown = self.inward(replace(context, observables={}).to(device=self.shift.device))
+        bare = replace(context, observables={}).to(device=self.shift.device)
+        shown = self.inward(self.freed(bare))
         return torch.as_tensor(self.inner.latent_of(shown, generator)).cpu()
 
     def inward(self, physical: Trajectory) -> Trajectory:
@@ -156,14 +173,18 @@ class Wrapped(nn.Module):
         return replace(scaled, states=scaled.states.double() * self.scale + self.shift)
 
     def loss(self, truth: Trajectory) -> Tensor:
-        """The model's own loss, plus weight * mean residual^2 of its estimate for each penalty."""
-        penalties = [use for use in self.uses if "penalty" in use.mechanisms]
+        """The model's own loss, joined by weight * mean residual^2 of its estimate for each penalty."""
+        penalties = [use for use in self.uses if use.by("penalty")]
+        shown = self.inward(self.freed(truth))
         if not penalties:
-            return torch.as_tensor(self.inner.loss(self.inward(truth)))
-        loss, estimate = self.inner.loss_and_estimate(self.inward(truth))
-        physical = self.outward(estimate)
+            return torch.as_tensor(self.inner.loss(shown))
+        loss, estimate = self.inner.loss_and_estimate(shown)
+        physical = self.formed(self.outward(estimate), truth.times)
         for use in penalties:
-            loss = loss + use.weight * use.constraint.residual(physical).square().mean().to(loss.dtype)
+            penalty = use.held.weight * use.constraint.residual(physical).square().mean().to(loss.dtype)
+            free = use.held.gradients == "conflict_free" and torch.is_grad_enabled()
+            weights = [p for p in self.parameters() if p.requires_grad]
+            loss = conflict_free(loss, penalty, weights) if free else loss + penalty
         return torch.as_tensor(loss)
 
     @torch.no_grad()
@@ -218,11 +239,13 @@ class Wrapped(nn.Module):
         draws: int,
         generator: torch.Generator,
     ) -> Trajectory:
-        guides = [use for use in self.uses if "guidance" in use.mechanisms]
+        guides = [use for use in self.uses if use.by("guidance")]
+        given, known = self.freed(context), self._known_times(context, times)
+        acts = None if actions is None else actions[:, : len(known)]
         try:
-            arguments = (self.inward(context), times, actions, draws, generator)
+            arguments = (self.inward(given), known, acts, draws, generator)
             if guides:
-                guess = self.inner.guided_rollout(*arguments, self._correction(guides, context))
+                guess = self.inner.guided_rollout(*arguments, Corrected(self, guides, context, times))
             else:
                 guess = self.inner.rollout(*arguments)
         except (RuntimeError, ValueError) as error:
@@ -234,26 +257,22 @@ class Wrapped(nn.Module):
                 f"{list(context.state_shape)}: give this split a system with states of that shape, or take a "
                 f"model that is not bound to one ({error})"
             ) from error
-        self._check(guess, context, times, draws)
-        physical = self.outward(guess).to(device="cpu")
+        self._check(guess, given, known, draws)
+        physical = self.formed(self.outward(guess).to(device="cpu"), times.cpu())
         for use in self.uses:
-            if "projection" in use.mechanisms:
+            if use.by("projection"):
                 physical = projected(physical, use)
         actions = None if actions is None else actions.cpu()
         return replace(
             physical, axes=context.axes, labels=context.labels, units=context.units, actions=actions
         )
 
-    def _correction(self, guides: list[Use], context: Trajectory) -> Callable[[Trajectory], Trajectory]:
-        def correct(estimate: Trajectory) -> Trajectory:
-            physical = self.outward(estimate)
-            for use in guides:
-                physical = replace(
-                    physical, states=framed(partial(gauss_newton_step, frozen=0), physical, use)
-                )
-            return self.inward(physical)
-
-        return correct
+    def _known_times(self, context: Trajectory, times: Tensor) -> Tensor:
+        """Those of ``times`` that the model itself generates."""
+        if self.structure is None:
+            return times
+        still = context.states[:, :, -1:].expand(-1, -1, len(times), *context.state_shape)
+        return self.freed(replace(context, states=still, times=times, actions=None, length=None)).times
 
     def _check(self, guess: Any, context: Trajectory, times: Tensor, draws: int) -> None:
         name = type(self.inner).__name__
@@ -275,6 +294,42 @@ class Wrapped(nn.Module):
                 )
 
 
+class Corrected:
+    """What guidance does to an estimate of the model: a Gauss-Newton step of each constraint, in turn."""
+
+    def __init__(self, model: Wrapped, guides: Sequence[Use], context: Trajectory, times: Tensor) -> None:
+        self.model, self.guides, self.times = model, guides, times
+        self.wants_covariance = any(use.held.covariance == "posterior" for use in guides)
+        if self.wants_covariance and model.structure is not None:
+            raise ValueError("covariance 'posterior' is of what the model generates; leave out the structure")
+
+    def __call__(
+        self, estimate: Trajectory, covariance: Callable[[Tensor], Tensor] | None = None
+    ) -> Trajectory:
+        model, seen = self.model, len(estimate.times)
+        physical = model.formed(model.outward(estimate), self.times[:seen])
+        for use in self.guides:
+            metric = self._metric(physical, covariance) if use.held.covariance == "posterior" else None
+            step = partial(gauss_newton_step, damping=use.held.noise**2, frozen=0, metric=metric)
+            physical = replace(physical, states=framed(step, physical, use))
+        return model.inward(model.freed(physical))
+
+    def _metric(
+        self, physical: Trajectory, covariance: Callable[[Tensor], Tensor] | None
+    ) -> Callable[[Tensor], Tensor]:
+        """C of physical states, over ``[trajectory * draw, time, *state]``."""
+        if covariance is None:
+            raise ValueError(
+                f"{type(self.model.inner).__name__} does not know the covariance of its estimate"
+            )
+        shape, scale = physical.states.shape, self.model.scale
+
+        def applied(w: Tensor) -> Tensor:
+            return scale * covariance((scale * w).reshape(shape)).reshape(w.shape).to(w)
+
+        return applied
+
+
 def framed(step: Callable[..., Any], trajectory: Trajectory, use: Use) -> Any:
     """Apply a kernel over ``[trajectory * draw, time, *state]`` with the use's residual; states back."""
     shape = trajectory.states.shape
@@ -292,25 +347,51 @@ def framed(step: Callable[..., Any], trajectory: Trajectory, use: Use) -> Any:
 def projected(trajectory: Trajectory, use: Use) -> Trajectory:
     """The nearest trajectory that obeys the constraint, frame 0 held; float64.
 
-    Adds the observable ``projected_<constraint>``: 1 where the projection converged and 0 where it did not,
+    Adds the observable ``projected_<constraint>``: 1 where the projection arrived and 0 where it did not,
     ``[trajectory, draw, time]``; a row that did not keeps its best iterate and is never dropped.
     """
-
-    def step(residual: Callable[[Tensor], Tensor], x: Tensor, local: bool) -> Any:
-        return project(residual, x.double(), local=local, frozen=0)
-
-    result = framed(step, trajectory, use)
     shape = trajectory.states.shape
-    converged = result.converged.reshape(*shape[:2], 1).expand(*shape[:3]).double()
-    observables = {**trajectory.observables, f"projected_{use.name}": converged}
-    return replace(trajectory, states=result.x.reshape(shape), observables=observables)
+    if isinstance(use.constraint, HasRetraction):
+        moved = use.constraint.retract(trajectory)
+        off = use.constraint.residual(moved).abs().nan_to_num(nan=torch.inf)
+        states, arrived = moved.states, off.reshape(*shape[:2], -1).amax(2) <= TOLERANCE
+    else:
+        step = partial(project, tolerance=TOLERANCE, frozen=0)
+        result = framed(lambda residual, x, local: step(residual, x.double(), local=local), trajectory, use)
+        states, arrived = result.x.reshape(shape), result.converged.reshape(shape[:2])
+    flags = arrived[..., None].expand(shape[:3]).double()
+    observables = {**trajectory.observables, f"projected_{use.name}": flags}
+    return replace(trajectory, states=states, observables=observables)
 
 
-def missing_mechanisms(model: Any, mechanisms: Sequence[Mechanism]) -> list[str]:
-    """Which of the mechanisms a model, or the class of one, cannot offer, in words."""
-    lacks = []
-    if "penalty" in mechanisms and not hasattr(model, "loss_and_estimate"):
-        lacks.append("penalty (the model gives no differentiable estimate)")
-    if "guidance" in mechanisms and not hasattr(model, "guided_rollout"):
-        lacks.append("guidance (the model cannot be corrected while it samples)")
-    return lacks
+def conflict_free(loss: Tensor, penalty: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """A scalar with the value of ``loss + penalty`` whose gradient lowers both (ConFIG, Liu, Chu and Thuerey
+    2024), for two losses in closed form:
+
+        u = U(U(g1 - (g1.g2 / |g2|^2) g2) + U(g2 - (g1.g2 / |g1|^2) g1)),    g = (g1.u + g2.u) u
+
+    with U a unit vector. It has a positive product with both gradients, unless they are opposite or one is 0:
+    then their sum is taken.
+    """
+    ours, theirs = (
+        torch.cat([
+            torch.zeros_like(w).flatten() if g is None else g.flatten()
+            for w, g in zip(weights, torch.autograd.grad(each, weights, retain_graph=True, allow_unused=True))
+        ])
+        for each in (loss, penalty)
+    )  # fmt: skip
+    product = ours @ theirs
+
+    def unit(x: Tensor) -> Tensor:
+        return x / x.norm()
+
+    along = unit(ours - product / theirs.square().sum() * theirs) + unit(
+        theirs - product / ours.square().sum() * ours
+    )
+    direction = unit(along)
+    gradient = (ours @ direction + theirs @ direction) * direction
+    if not bool(gradient.isfinite().all()):
+        return loss + penalty
+    parts = torch.split(gradient, [w.numel() for w in weights])
+    linear = torch.stack([w.flatten() @ part for w, part in zip(weights, parts)]).sum()
+    return (loss + penalty).detach() + linear - linear.detach()

@@ -175,6 +175,7 @@ def default_scenario() -> dict[str, Any]:
         "fit": {},
         "master_seed": read.master_seed,
         "published": list(read.published),
+        "under": [],
     }
 
 

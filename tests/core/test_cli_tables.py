@@ -30,6 +30,9 @@ def rows(models=("a_model_of_some_length", "truth"), seeds=(0, 1)):
 
 
 class Kept:
+    def compositions(self, scenario):
+        return {}
+
     def rows(self, scenario):
         return rows()
 

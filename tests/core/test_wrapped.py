@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from worldsim.mechanisms import Held, Use
 from worldsim.protocols import HasLatent, HasNextToken, Trajectory
-from worldsim.wrapped import Use, Wrapped, scaling_of
+from worldsim.wrapped import Wrapped, scaling_of
 
 
 class Grow(nn.Module):
@@ -102,7 +103,7 @@ def test_a_row_does_not_depend_on_how_many_more_there_are():
 
 def test_projection_obeys_the_constraint_and_holds_the_given_frame():
     data = truth()
-    use = Use("circle", OnCircle(), ("projection",))
+    use = Use("circle", OnCircle(), Held(("projection",)))
     free = wrapped(data).rollout(data.span(0, 1), data.times, None, 1, torch.Generator())
     held = wrapped(data, uses=[use]).rollout(data.span(0, 1), data.times, None, 1, torch.Generator())
     assert OnCircle().residual(free).abs().max() > 1

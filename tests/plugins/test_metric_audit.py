@@ -175,6 +175,7 @@ EXTRA = {
         {"name": "observables", "of": ["energy"]},
         {"name": "topology", "points": 32},
         "spectra",
+        "one_step",
         step=0.5,
     ),
     "pendulum_information": world("pendulum", {"name": "information", "components": [0]}, n=100, frames=4),
@@ -294,7 +295,9 @@ def rows(name: str) -> list[Row]:
             if noun == "metric":
                 scores = score_with(part.component.name, metric, future, guess, models[label])
             else:
-                scores = with_caveats(metric, residual_scores(part.component.name, metric, guess))
+                scores = with_caveats(
+                    metric, residual_scores(part.component.name, metric, guess, future, models[label])
+                )
             for score, value in scores.items():
                 row = Row(name, label, 0, label != "perturbed", "test", part.component.name, score, value)
                 found.append(row)

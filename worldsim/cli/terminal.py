@@ -77,13 +77,16 @@ def opened(path: Path) -> Results:
 
 def print_tables(results: Results, every: bool = False) -> None:
     """The score tables, then every failure by name."""
-    from worldsim.tables import published_table, terminal_tables
+    from worldsim.composed import grids
+    from worldsim.tables import grid_table, published_table, terminal_tables
 
     out = console()
     for scenario in results.scenarios:
         out.print(f"\n{scenario}: {results.about(scenario)}")
         for table in terminal_tables(results, scenario, every, out.width):
             out.print(table)
+        for grid in grids(results, scenario):
+            out.print(grid_table(grid))
         published = published_table(results, scenario)
         if published is not None:
             out.print(published)

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from worldsim.composed import grids
 from worldsim.errors import ResultError
 from worldsim.report.answers import answer
+from worldsim.report.composed import GridTable, constrained, grid_tables
 from worldsim.report.disturbed import over_probability
 from worldsim.report.dots import dots
 from worldsim.report.graphs import graphs
@@ -57,6 +59,7 @@ class Section:
     done: int
     published: tuple[Beside, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    grids: tuple[GridTable, ...] = ()
 
     @property
     def plots(self) -> list[Drawn]:
@@ -71,15 +74,20 @@ def section(results: Results, scenario: str) -> Section:
     kind = kinds(rows, learns(results, scenario))
     found = boards(rows, kind)
     split = main_split(found)
+    composed = grids(results, scenario)
+    # Thirty models in one picture are no picture: those under constraints have their own.
+    plain = {model: sort for model, sort in kind.items() if model not in results.compositions(scenario)}
+    simple = boards([row for row in rows if row.model in plain], plain)
+    panels = _panels(results, scenario, [row for row in rows if row.model in plain], simple, plain)
     return Section(
         name=scenario,
         about=results.about(scenario),
         seeds=max((len(s.values) for board in found for s in board.standings), default=0),
         failures=_failures(results, entries, status),
-        answers=tuple(answer(group, found) for group in headlines(found, split)),
-        elsewhere=_elsewhere(found, split),
-        keys=tuple(styles(kind).items()),
-        panels=_placed(scenario, _panels(results, scenario, rows, found, kind)),
+        answers=tuple(answer(group, simple) for group in headlines(simple, split)),
+        elsewhere=_elsewhere(simple, split),
+        keys=tuple(styles(plain).items()),
+        panels=_placed(scenario, [*constrained(composed), *panels]),
         tables=tuple(
             table(found, name, kind) for name in dict.fromkeys([split, *(b.split for b in found)]) if found
         ),
@@ -87,6 +95,7 @@ def section(results: Results, scenario: str) -> Section:
         done=sum(state == "done" for state in status.values()),
         published=tuple(besides(results, scenario)),
         verdicts=tuple(verdicts(found, split, _components(rows, results.document(scenario)))),
+        grids=grid_tables(composed),
     )
 
 
