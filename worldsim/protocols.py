@@ -309,6 +309,40 @@ class HasGrid(Protocol):
 
 
 @runtime_checkable
+class HasBodies(Protocol):
+    """A system of point masses that act on one another, and on which nothing else acts."""
+
+    masses: Tensor
+    """``[body]``."""
+
+    def places_and_momenta(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Both ``[..., body, dim]``, of states ``[..., *state]``."""
+
+    def of_places_and_momenta(self, places: Tensor, momenta: Tensor) -> Tensor:
+        """The inverse of ``places_and_momenta``."""
+
+
+@runtime_checkable
+class HasBounds(Protocol):
+    """A system whose states stay within walls."""
+
+    def margin(self, states: Tensor) -> Tensor:
+        """How far states ``[..., *state]`` are from the walls, ``[..., wall]``, negative beyond a wall;
+        differentiable."""
+
+    def within(self, states: Tensor) -> Tensor:
+        """The nearest states within the walls; those that are within stay as they are, to the bit."""
+
+
+@runtime_checkable
+class HasUnseenStart(Protocol):
+    """A system whose frame 0 is blank: a whole trajectory, its start included, is on frames 1 and after."""
+
+    inner: System
+    """The system that is seen from frame 1 on."""
+
+
+@runtime_checkable
 class HasCamera(Protocol):
     """A system that is seen by a camera whose motion is known."""
 

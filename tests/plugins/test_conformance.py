@@ -7,25 +7,34 @@ import pytest
 from worldsim.testing import conformance
 
 LATTICE = {"name": "automaton", "preset": "lattice"}
+N_BODY = {"name": "n_body", "softening": 1.0}
 ARGUMENTS = {
+    "action_reaction": {"system": N_BODY},
     "automaton": {"params": {"automaton": {"preset": "lattice"}}},
     "believed_automaton": {"system": LATTICE},
+    "boundary": {"system": "billiards"},
     "causality": {"system": "driven_mass_spring"},
+    "causality_constraint": {"system": "driven_mass_spring"},
     # Short walks, for speed.
     "chaos": {"params": {"chaos": {"walkers": 2, "steps": 10, "transient": 0}}},
     "consistency_3d": {"system": "tracked_points"},
+    "divergence_free": {"system": "incompressible_flow"},
     "film": {"system": "pendulum_frames"},
     "generative_hamiltonian": {
         "system": "pendulum_frames",
         "params": {"generative_hamiltonian": {"context": 1}},  # the kit also rolls out from one frame
     },
+    "mass": {"system": "heat"},
+    "momentum": {"system": N_BODY},
     # Soft encounters, for speed: every history is integrated to rounding.
     "n_body": {"params": {"n_body": {"softening": 1.0}}},
     "observables": {"params": {"observables": {"of": ["energy"]}}},
     "order_of_events": {"params": {"order_of_events": {"of": ["q"]}}},
+    "positivity": {"system": "geometric_brownian"},
     "sampled_coherence": {"system": LATTICE, "params": {"sampled_coherence": {"pairs": 20}}},
-    "spring_graph": {"system": {"name": "n_body", "softening": 1.0}},
+    "spring_graph": {"system": N_BODY},
     "two_body": {"system": {"name": "ephemeris", "planets": ["earth", "mars"]}, "step": 5.0},
+    "unseen_start": {"params": {"unseen_start": {"system": "pendulum"}}},
 }
 """Entry point -> what the kit cannot know: keys without defaults, and the world a model was made for."""
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from worldsim.baselines import Truth
 from worldsim.errors import NotMeasurable
-from worldsim.protocols import Constraint, Metric, Score, System, Trajectory
+from worldsim.protocols import (
+    Constraint,
+    HasParametrisation,
+    HasRetraction,
+    JudgesModels,
+    Metric,
+    Score,
+    System,
+    Trajectory,
+)
 from worldsim.tables import shown
-from worldsim.testing.checks import Checks, finite
+from worldsim.testing.checks import Checks, finite, seeded
 from worldsim.testing.worlds import World
 
 DRAWS = 4
@@ -30,7 +40,15 @@ def check_constraint(checks: Checks, build: Callable[[System], Constraint], worl
         except (ValueError, TypeError) as error:
             refused.append(f"on {world.name}: {error}")
             continue
-        _check_residual(checks, constraint, world.truth())
+        truth = world.truth()
+        if isinstance(constraint, JudgesModels):
+            _check_judgement(checks, constraint, world, truth)
+            return
+        _check_residual(checks, constraint, truth)
+        if isinstance(constraint, HasRetraction):
+            _check_retraction(checks, constraint, truth)
+        if isinstance(constraint, HasParametrisation):
+            _check_parametrisation(checks, constraint, truth)
         return
     raise AssertionError("no world it works on; give system=...\n    " + "\n    ".join(refused))
 
@@ -47,12 +65,61 @@ def _check_residual(checks: Checks, constraint: Constraint, truth: Trajectory) -
         value = constraint.residual(truth.replace(states=leaf))
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
     checks.that(finite(gradient), "a residual that can be differentiated where it is zero")
-    wrong = truth.replace(
-        states=truth.states * torch.linspace(1.0, 2.0, len(truth.times))[:, None].to(truth.states)
-    )
+    ramp = torch.linspace(1.0, 2.0, len(truth.times)).reshape(-1, *[1] * len(truth.state_shape))
+    broken = (truth.replace(states=truth.states * ramp.to(truth.states)), _disturbed(truth, 1.0))
     checks.that(
-        bool((constraint.residual(wrong).abs() > OBEYED).any()), "a residual on a trajectory that is blown up"
+        any(bool((constraint.residual(wrong).abs() > OBEYED).any()) for wrong in broken),
+        "a residual on a trajectory that is blown up, or on one with noise of its own size",
     )
+
+
+def _check_judgement(checks: Checks, constraint: JudgesModels, world: World, truth: Trajectory) -> None:
+    model = Truth(world.system, truth)
+    model.known = truth
+    first, again = (constraint.model_residual(truth, model, seeded(0)) for _ in range(2))
+    expected = [len(truth), *truth.states.shape[2:3]]
+    found = [len(first), *first.shape[2:3]]
+    checks.that(found == expected, "a residual of the model [trajectory, draw, time, ...]", list(first.shape))
+    checks.that(float(first.abs().max()) <= OBEYED, "a residual of zero for the true system as a model")
+    checks.that(torch.equal(first, again), "the same residual from the same generator")
+
+
+def _check_retraction(checks: Checks, constraint: Any, truth: Trajectory) -> None:
+    wrong = _disturbed(truth, 0.1)
+    wrong.states[:, :, 0] = truth.states[:, :, 0]
+    moved = constraint.retract(wrong)
+    worst = float(constraint.residual(moved).abs().max())
+    checks.that(worst <= OBEYED, "a retracted trajectory to obey", f"a residual of {worst:.3g}")
+    checks.that(torch.equal(moved.states[:, :, 0], truth.states[:, :, 0]), "retract to hold frame 0")
+    stays = constraint.retract(truth).states
+    checks.that(_near(stays, truth.states), "retract to leave a trajectory that obeys")
+
+
+def _check_parametrisation(checks: Checks, constraint: Any, truth: Trajectory) -> None:
+    free = constraint.free(truth)
+    back = constraint.obeying(free, truth.times)
+    checks.that(
+        back.states.shape == truth.states.shape and _near(back.states, truth.states),
+        "obeying(free(x)) to be x for an x that obeys",
+    )
+    other = constraint.obeying(_disturbed(free, 0.1), truth.times)
+    worst = float(constraint.residual(other).abs().max())
+    checks.that(worst <= OBEYED, "obeying(y) to obey for other y", f"a residual of {worst:.3g}")
+    one = constraint.free(truth.span(0, 1))
+    checks.that(
+        torch.equal(one.states, free.states[:, :, :1]), "free of a context of one frame to be its first frame"
+    )
+
+
+def _disturbed(truth: Trajectory, share: float) -> Trajectory:
+    """With noise of a share of each number's deviation."""
+    states = truth.states
+    noise = torch.randn(states.shape, dtype=torch.float64, generator=seeded(2)).to(states)
+    return truth.replace(states=states + share * noise * states.flatten(0, 2).std(0, correction=0))
+
+
+def _near(found: Tensor, expected: Tensor) -> bool:
+    return bool(((found - expected).abs() <= OBEYED * (1 + expected.abs().max())).all())
 
 
 def check_metric(checks: Checks, build: Callable[[System], Metric], worlds: list[World]) -> None:

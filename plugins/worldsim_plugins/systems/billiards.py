@@ -80,7 +80,26 @@ class Billiards:
         x, y = q.abs().unbind(-1)
         if self.table == "rectangle":
             return torch.minimum(self.half - x, self.radius - y)
-        return self.radius - torch.hypot((x - self.half).clamp_min(0.0), y)
+        beyond = (x - self.half).clamp_min(0.0)
+        middle = (beyond == 0) & (y == 0)  # where a distance has no derivative
+        return self.radius - torch.hypot(beyond, y.masked_fill(middle, 1.0)).masked_fill(middle, 0.0)
+
+    def margin(self, states: Tensor) -> Tensor:
+        """``depth`` of the place, ``[..., 1]``, for ``[..., (x, y, px, py)]``."""
+        return self.depth(states[..., :2]).unsqueeze(-1)
+
+    def within(self, states: Tensor) -> Tensor:
+        """The nearest states on the table."""
+        q, p = states.chunk(2, -1)
+        sides = q.new_tensor([self.half, self.radius])
+        if self.table == "rectangle":
+            return torch.cat([q.clamp(-sides, sides), p], -1)
+        middle = torch.stack([q[..., 0].clamp(-self.half, self.half), torch.zeros_like(q[..., 1])], -1)
+        away = q - middle
+        distance = torch.hypot(away[..., 0], away[..., 1])[..., None]
+        outside = distance > self.radius
+        shrunk = middle + away * (self.radius / torch.where(outside, distance, self.radius))
+        return torch.cat([torch.where(outside, shrunk, q), p], -1)
 
     def restart(self, states: Tensor) -> Tensor:
         """The start at ``states`` ``[trajectory, 4]``; raises ValueError for one that is not on the table."""

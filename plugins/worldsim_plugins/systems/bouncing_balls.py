@@ -71,6 +71,15 @@ class BouncingBalls:
         ]
         return torch.cat(draws, -1)
 
+    def margin(self, states: Tensor) -> Tensor:
+        """Heights above the floor, ``[..., ball]``."""
+        return states[..., : self.balls]
+
+    def within(self, states: Tensor) -> Tensor:
+        """The nearest states above the floor."""
+        q, p = states.chunk(2, -1)
+        return torch.cat([q.clamp_min(0.0), p], -1)
+
     def restart(self, states: Tensor) -> Tensor:
         """The start at ``states`` ``[trajectory, 2 * balls]``. Raises ValueError below the floor."""
         states = integrated.checked(states, (2 * self.balls,))

@@ -53,6 +53,8 @@ class MassSpring:
         self.labels: Mapping[str, tuple[str, ...]] = {"component": (*q, *p)}
         units = {"energy": "J", "momentum": "kg m s-1", "force": "N", "time": "s"}
         self.units: Mapping[str, str] = {**dict.fromkeys(q, "m"), **dict.fromkeys(p, "kg m s-1"), **units}
+        if ends == "free" and not hasattr(self, "sample_actions"):  # walls and a driver push from outside
+            self.masses = torch.ones(bodies, dtype=torch.float64)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """``[n, 2 * bodies]``."""
@@ -110,6 +112,15 @@ class MassSpring:
 
     def observe(self, states: Tensor) -> dict[str, Tensor]:
         return {"energy": self.energy(states), "momentum": states[..., self.bodies :].sum(-1)}
+
+    def places_and_momenta(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Displacements and momenta ``[..., body, 1]``."""
+        q, p = states.chunk(2, dim=-1)
+        return q[..., None], p[..., None]
+
+    def of_places_and_momenta(self, places: Tensor, momenta: Tensor) -> Tensor:
+        """The inverse of ``places_and_momenta``."""
+        return torch.cat([places, momenta], dim=-2).squeeze(-1)
 
     def equivalent_histories(
         self, kind: str, n: int, times: Tensor, generator: torch.Generator

@@ -231,6 +231,15 @@ class NBody:
         turning = moment(q, p).sum(-1 if self.dim == 2 else -2)
         return {"energy": self.energy(states), "momentum": p.sum(-2), "angular_momentum": turning}
 
+    def places_and_momenta(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Places and momenta ``[..., body, dim]``."""
+        q, p = states.chunk(2, dim=-1)
+        return q, p
+
+    def of_places_and_momenta(self, places: Tensor, momenta: Tensor) -> Tensor:
+        """The inverse of ``places_and_momenta``."""
+        return torch.cat([places, momenta], dim=-1)
+
     def equivalent_histories(
         self, kind: str, n: int, times: Tensor, generator: torch.Generator
     ) -> HistoryPairs:
