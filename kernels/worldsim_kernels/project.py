@@ -1,33 +1,68 @@
 """Gauss-Newton projection onto h(x) = 0, per sample, in float64.
 
-    x' = x - J^T (J J^T + R)^-1 h(x),        J = dh/dx
+    x' = x - C J^T (J C J^T + R)^-1 h(x),        J = dh/dx
 
-One linear-Gaussian conditioning step of h(x) = 0 observed with noise variance R, under a unit metric on x.
+One linear-Gaussian conditioning step of h(x) = 0 observed with noise variance R, x having the covariance C.
 R = 0 repeated to convergence is a hard projection (Gauss-Newton for under-determined equations, Ben-Israel
 1966; used on generative models by Utkarsh et al. 2025, "Physics-constrained flow matching"); R > 0 once is
-guidance.
+guidance. C = 1 moves the shortest way; C = the covariance of a Gaussian law and a linear h give that law's
+condition.
 
 What is sampled: projecting draws of a law gives the *projected* law, the image of that law under a map that
-is nearest-point to first order. It is not the law conditioned on h(x) = 0, which also needs the density
-factor det(J J^T)^(-1/2) and the covariance of x as the metric.
+is nearest-point to first order. It is not the law conditioned on h(x) = 0, whose density on the surface is
+p(x) det(J J^T)^(-1/2), see ``log_coarea`` (the co-area formula, Federer 1959).
+
+An inequality g(x) >= 0 is projected as h = relu(-g): rows that hold have no gradient and are left out, so a
+linear one is met on its edge in one step.
 """
 
 from __future__ import annotations
 
+import enum
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Residual: TypeAlias = Callable[[Tensor], Tensor]
-"""h: x ``[n, time, *state]`` -> ``[n, ...]``, samples independent, differentiable torch operations."""
-
-Frames: TypeAlias = int | slice | Sequence[int] | Tensor
-"""Which frames: an index, several, a slice, or a boolean mask ``[time]``."""
+from worldsim_kernels.gram import Anchor as Anchor
+from worldsim_kernels.gram import Frames, Metric, Residual, Structure, blocks, direction, log_volume
 
 HALVINGS = 20
+SLOW = 0.9
+"""A last step that leaves more than this part of |h| is one of a search that has come to rest."""
+
+
+class Status(enum.IntEnum):
+    """How the projection of a sample ended."""
+
+    CONVERGED = 0
+    UNREACHABLE = 1
+    NOT_FINITE = 2
+    ITERATIONS = 3
+
+
+REASONS: Mapping[Status, str] = MappingProxyType(
+    {
+        Status.CONVERGED: "it obeys",
+        Status.UNREACHABLE: "no step lessens the violation further: nothing near it obeys, or a frame that "
+        "is held does not",
+        Status.NOT_FINITE: "the residual is not finite there",
+        Status.ITERATIONS: "the iterations ran out while the violation was still falling: allow more",
+    }
+)
+
+
+def reasons(status: Tensor) -> str:
+    """How many samples did not arrive, and why, in one sentence; "" when all did."""
+    parts = [
+        f"{int((status == code).sum())} of {status.numel()}: {REASONS[code]}"
+        for code in Status
+        if code is not Status.CONVERGED and bool((status == code).any())
+    ]
+    return "; ".join(parts)
 
 
 class Projection(NamedTuple):
@@ -37,12 +72,14 @@ class Projection(NamedTuple):
     converged   ``[n]`` bool: ``violation <= tolerance``
     iterations  Gauss-Newton steps taken, the same for the whole batch
     violation   ``[n]`` float64: max |h| at ``x``; inf where h is not finite
+    status      ``[n]`` int8, of ``Status``
     """
 
     x: Tensor
     converged: Tensor
     iterations: int
     violation: Tensor
+    status: Tensor
 
 
 def gauss_newton_step(
@@ -52,22 +89,28 @@ def gauss_newton_step(
     damping: float = 0.0,
     local: bool = False,
     frozen: Frames | None = None,
+    anchor: Anchor | None = None,
+    metric: Metric | None = None,
 ) -> Tensor:
-    """One full step ``x - J^T (J J^T + damping)^-1 h(x)``, in float64, returned in x's dtype.
+    """One full step ``x - C J^T (J C J^T + damping)^-1 h(x)``, in float64, returned in x's dtype.
 
     x        ``[n, time, *state]``
     damping  R, a variance in the units of h squared; 0 solves the linearised constraint exactly
     local    ``residual(x)[:, i]`` depends on frame i alone: J is block diagonal, and a scalar residual per
              frame costs one vector-Jacobian product for the whole batch
     frozen   frames that do not move
+    anchor   ``residual`` compares each later frame with that one, see ``Anchor``; its cost grows as the
+             number of frames, not as its cube
+    metric   C; left out, the identity. With ``local`` or ``anchor`` it must be variances
 
     Rows of h without a gradient, and repeated ones, are left out (pseudo-inverse); a sample whose h or J is
     not finite stays where it is. The result is detached: this is not to be differentiated through. Works
-    under ``torch.no_grad``. Raises ValueError when h has the wrong shape or does not depend on x.
+    under ``torch.no_grad``. Raises ValueError when h has the wrong shape or does not depend on x, and for a
+    structure that does not fit.
     """
-    _check(x, damping=damping)
+    structure = _checked(x, Structure(local, frozen, anchor, metric), damping=damping)
     start = x.detach().to(torch.float64)
-    return (start + _direction(residual, start, damping, local, frozen)).to(x.dtype)
+    return (start + direction(residual, start, damping, structure)).to(x.dtype)
 
 
 def project(
@@ -78,53 +121,69 @@ def project(
     max_iterations: int = 20,
     local: bool = False,
     frozen: Frames | None = None,
+    anchor: Anchor | None = None,
+    metric: Metric | None = None,
 ) -> Projection:
     """Repeat the step with R = 0 until max |h| <= tolerance, halving it while |h| would grow.
 
     Arguments as in ``gauss_newton_step``. With ``local`` every frame has its own step length. Gauss-Newton
     is quadratic near a solution and not globally convergent: a sample that does not arrive (h = 0 may have
-    no solution) keeps its best iterate and is flagged, and never changes what its neighbours become. Frozen
-    frames count in the violation. The result is float64 and detached; works under ``torch.no_grad``.
+    no solution) keeps its best iterate and has a status that says why, and never changes what its neighbours
+    become. Frozen frames count in the violation. The result is float64 and detached; works under
+    ``torch.no_grad``.
     """
-    _check(x, tolerance=tolerance, max_iterations=max_iterations)
+    structure = _checked(
+        x, Structure(local, frozen, anchor, metric), tolerance=tolerance, max_iterations=max_iterations
+    )
     x = x.detach().to(torch.float64)
     h = _evaluate(residual, x, local)
     searching = _worst(h).isfinite() & (_worst(h) > tolerance)
+    resting = torch.zeros_like(searching)
     iterations = 0
     while iterations < max_iterations and searching.any():
         iterations += 1
-        direction = _direction(residual, x, 0.0, local, frozen)
-        x, h, moved = _line_search(residual, x, h, direction, local, searching)
+        before = torch.linalg.vector_norm(h, dim=-1)
+        step = direction(residual, x, 0.0, structure)
+        x, h, moved = _line_search(residual, x, h, step, local, searching)
+        slow = torch.linalg.vector_norm(h, dim=-1) > SLOW * before
+        resting = torch.where(searching, slow, resting)
         searching = moved & (_worst(h) > tolerance)
-    violation = _worst(_evaluate(residual, x, local)).amax(1)
-    return Projection(x, violation <= tolerance, iterations, violation)
+    worst = _worst(_evaluate(residual, x, local))
+    violation = worst.amax(1)
+    return Projection(x, violation <= tolerance, iterations, violation, _status(worst, resting, tolerance))
 
 
-def _check(x: Tensor, **settings: float) -> None:
+def log_coarea(
+    residual: Residual,
+    x: Tensor,
+    *,
+    local: bool = False,
+    frozen: Frames | None = None,
+    anchor: Anchor | None = None,
+) -> Tensor:
+    """-1/2 log det J J^T of each sample, ``[n]`` float64: what turns a density with respect to volume into
+    that of the law conditioned on h = 0, with respect to area on the surface.
+
+    Arguments as in ``gauss_newton_step``. Rows of h without a gradient in any sample are constants, and left
+    out; inf where the gradients of a sample are dependent (the surface has a corner, or repeated rows).
+    """
+    structure = _checked(x, Structure(local, frozen, anchor))
+    return -0.5 * log_volume(residual, x.detach().to(torch.float64), structure)
+
+
+def _checked(x: Tensor, structure: Structure, **settings: float) -> Structure:
     if x.ndim < 2 or not x.is_floating_point():
         raise ValueError(f"x has shape {list(x.shape)} and dtype {x.dtype}; give floating [n, time, *state]")
     for name, value in settings.items():
         if not value >= 0:
             raise ValueError(f"{name} is {value}; it must be at least 0")
-
-
-# A block is what has its own Jacobian and its own step length: one frame if local, else the whole sample.
-# h is kept as [n, block, component].
-
-
-def _blocks(h: Tensor, x: Tensor, local: bool) -> Tensor:
-    lead = x.shape[: 2 if local else 1]
-    if h.shape[: len(lead)] != lead:
-        raise ValueError(
-            f"the residual of x {list(x.shape)} has shape {list(h.shape)}; it must begin with {list(lead)}"
-            + (" because local says one residual per frame" if local else "")
-        )
-    return h.reshape(x.shape[0], math.prod(lead[1:]), math.prod(h.shape[len(lead) :]))
+    structure.check(x)
+    return structure
 
 
 def _evaluate(residual: Residual, x: Tensor, local: bool) -> Tensor:
     with torch.no_grad():
-        return _blocks(residual(x), x, local).to(torch.float64)
+        return blocks(residual(x), x, local).to(torch.float64)
 
 
 def _worst(h: Tensor) -> Tensor:
@@ -132,52 +191,14 @@ def _worst(h: Tensor) -> Tensor:
     return h.abs().nan_to_num(nan=math.inf, posinf=math.inf).amax(-1)
 
 
-def _direction(residual: Residual, x: Tensor, damping: float, local: bool, frozen: Frames | None) -> Tensor:
-    h, jacobian = _linearise(residual, x, local, frozen)
-    gram = jacobian @ jacobian.mT
-    gram.diagonal(dim1=-2, dim2=-1).add_(damping)
-    step = -(jacobian.mT @ _solve(gram, h)[..., None]).reshape_as(x)
-    return step.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _linearise(residual: Residual, x: Tensor, local: bool, frozen: Frames | None) -> tuple[Tensor, Tensor]:
-    """h ``[n, block, component]`` and J ``[n, block, component, coordinate]``, zero at frozen frames."""
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        h = _blocks(residual(leaf), leaf, local).to(torch.float64)
-        if not h.requires_grad:
-            raise ValueError("the residual does not depend on x through differentiable torch operations")
-        rows = _vector_jacobian_products(h, leaf)
-    if frozen is not None:
-        rows[:, :, list(frozen) if isinstance(frozen, tuple) else frozen] = 0.0
-    n, block, component = h.shape
-    rows = rows.reshape(component, n, block, math.prod(x.shape[2 if local else 1 :]))
-    return h.detach(), rows.permute(1, 2, 0, 3)
-
-
-def _vector_jacobian_products(h: Tensor, leaf: Tensor) -> Tensor:
-    """d h[..., k] / dx ``[component, *x]``; blocks do not mix, so one product serves them all."""
-    component = h.shape[-1]
-    if component == 1:
-        return torch.autograd.grad(h, leaf, torch.ones_like(h))[0][None]
-    one_hot = torch.eye(component, dtype=h.dtype, device=h.device)[:, None, None]
-    return torch.autograd.grad(h, leaf, one_hot.expand(component, *h.shape), is_grads_batched=True)[0]
-
-
-def _solve(gram: Tensor, h: Tensor) -> Tensor:
-    """The multipliers gram^+ h, ``[n, block, component]``; 0 for blocks that are not finite."""
-    finite = gram.isfinite().flatten(2).all(-1) & h.isfinite().all(-1)
-    # One bad matrix would make the batched factorisation fail for every sample.
-    gram = torch.where(finite[..., None, None], gram, 0.0)
-    h = torch.where(finite[..., None], h, 0.0)
-    norm = gram.diagonal(dim1=-2, dim2=-1).sqrt()
-    inverse_norm = torch.where(norm > 0, 1 / norm, 0.0)
-    if h.shape[-1] == 1:
-        return h * inverse_norm**2
-    # Rows are equilibrated first, so that the rank cut-off does not drop a constraint for being small.
-    unit = inverse_norm[..., :, None] * gram * inverse_norm[..., None, :]
-    inverse: Tensor = torch.linalg.pinv(unit, hermitian=True)
-    return inverse_norm * (inverse @ (inverse_norm * h)[..., None])[..., 0]
+def _status(worst: Tensor, resting: Tensor, tolerance: float) -> Tensor:
+    """Of each sample, from its blocks' ``[n, block]``."""
+    status = torch.full(worst.shape[:1], Status.ITERATIONS, dtype=torch.int8, device=worst.device)
+    away = worst > tolerance
+    status[(away & resting).any(1)] = Status.UNREACHABLE
+    status[~worst.isfinite().all(1)] = Status.NOT_FINITE
+    status[~away.any(1)] = Status.CONVERGED
+    return status
 
 
 def _line_search(
