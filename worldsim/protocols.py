@@ -254,13 +254,6 @@ class Restartable(Protocol):
 
 
 @runtime_checkable
-class HidesStart(Protocol):
-    """A system whose first frame shows nothing: its world begins at frame 1."""
-
-    world: System
-
-
-@runtime_checkable
 class HasObservables(Protocol):
     """A system whose observables are functions of its state."""
 

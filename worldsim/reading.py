@@ -258,18 +258,18 @@ class Reader:
         for index, use in enumerate(under):
             word = f"{use.component.name.rpartition('/')[2]}.{use.held.word}"
             for base, spec in scenario.models.items():
-                label, why = f"{base}.{word}", self.lacking(spec, use)
+                label, why = f"{base}.{word}", self.lacking(spec, use, scenario)
                 if label in models or label in compositions:
                     self.problem(
                         ("under", index), f"there is a model {label!r} already", "take one of them out"
                     )
                 elif not IDENTIFIER.fullmatch(label):
-                    self.problem(("under", index), f"{label!r} cannot label a model",
-                                 f"give {base!r} a shorter label")  # fmt: skip
+                    self.problem(
+                        ("models", base), f"{label!r} cannot label a model", "give it a shorter label"
+                    )
                 elif spec.uses:
                     hint = "write them into under, or take under out"
                     self.problem(("models", base), "constraints of a model beside 'under'", hint)
-                    break
                 else:
                     compositions[label] = Composition(base, use, why)
                     self.places[label] = ("under", index)
@@ -277,16 +277,16 @@ class Reader:
                         models[label] = replace(spec, uses=(use,))
         return replace(scenario, models=models, compositions=compositions)
 
-    def lacking(self, model: ModelSpec, use: ConstraintUse) -> str:
+    def lacking(self, model: ModelSpec, use: ConstraintUse, scenario: Scenario) -> str:
         """Why ``model`` cannot be held to a constraint so (as far as its builder tells), or ""."""
         builder = self.plugins.builder("model", model.component.name)
-        constraint = self.plugins.builder("constraint", use.component.name)
         lacks = missing_mechanisms(builder, use.held.mechanisms) if isinstance(builder, type) else []
-        why = (
-            undefined(constraint, use.held, tuple(model.component.params))
-            if isinstance(constraint, type)
-            else ""
-        )
+        try:
+            system = scenario.system.build(self.plugins)
+            constraint = use.component.build(self.plugins, system=system)
+        except (ValueError, TypeError, ImportError, WorldsimError):
+            return ", ".join(lacks)  # that it cannot be built is told with its place
+        why = undefined(constraint, use.held, tuple(model.component.params))
         return ", ".join([*lacks, *([why] if why else [])])
 
     def use(self, loc: Location, item: Any) -> ConstraintUse | None:
@@ -424,7 +424,7 @@ class Reader:
         for label, model in scenario.models.items():
             if label in self.places:
                 continue
-            self.check_mechanisms(label, model)
+            self.check_mechanisms(label, model, scenario)
             self.check_inputs(label, model, scenario, system)
         for split, other in scenario.split_systems.items():
             if other != scenario.system:
@@ -480,10 +480,10 @@ class Reader:
                 f"raise data.context, or lower {reads} of the model",
             )
 
-    def check_mechanisms(self, label: str, model: ModelSpec) -> None:
+    def check_mechanisms(self, label: str, model: ModelSpec, scenario: Scenario) -> None:
         """Whether a model can be held to its constraints as it is asked to (where builders are classes)."""
         for index, use in enumerate(model.uses):
-            lacks = self.lacking(model, use)
+            lacks = self.lacking(model, use, scenario)
             if lacks:
                 loc = ("models", label, "constraints", index)
                 self.problem(loc, f"{model.component.name!r} cannot be held to it by {lacks}")

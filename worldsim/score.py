@@ -106,6 +106,10 @@ def _checked(metric: str, name: str, score: Score) -> Score:
     return score
 
 
+WHY_NOT = {1: "unreachable", 2: "not_finite", 3: "unfinished"}
+"""Codes of a projection's status, as ``worldsim_kernels.project.Status`` has them."""
+
+
 def residual_scores(
     name: str,
     constraint: Constraint,
@@ -141,6 +145,11 @@ def residual_scores(
     if flag is not None:
         off = float((flag[:, :, 0] < 1).double().mean())
         scores[f"projection_failures_{name}"] = Score(off, floor=0.0, n=len(worst))
+        status = guess.observables.get(f"projection_status_{name}", torch.zeros(()))
+        for code in WHY_NOT:
+            share = float((status[:, :, 0] == code).double().mean()) if status.ndim else 0.0
+            if share:
+                scores[f"projection_{WHY_NOT[code]}_{name}"] = Score(share, floor=0.0, n=len(worst))
     return scores
 
 

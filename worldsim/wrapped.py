@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from worldsim import seeds
 from worldsim.mechanisms import Use
 from worldsim.protocols import (
+    Anchored,
     HasLatent,
     HasNextToken,
     HasParametrisation,
@@ -26,7 +27,8 @@ from worldsim.protocols import (
     Trajectory,
 )
 from worldsim.truth import concatenate, reached
-from worldsim_kernels.project import gauss_newton_step, project
+from worldsim_kernels.gram import Anchor
+from worldsim_kernels.project import Status, gauss_newton_step, project
 
 TOLERANCE = 1e-10
 """Largest residual, in its own scale, of a rollout that counts as projected."""
@@ -331,37 +333,47 @@ class Corrected:
 
 
 def framed(step: Callable[..., Any], trajectory: Trajectory, use: Use) -> Any:
-    """Apply a kernel over ``[trajectory * draw, time, *state]`` with the use's residual; states back."""
-    shape = trajectory.states.shape
+    """Apply a kernel over ``[trajectory * draw, time, *state]`` with the use's residual and what is known of
+    it; states back."""
+    shape, constraint = trajectory.states.shape, use.constraint
     flat = trajectory.states.reshape(-1, *shape[2:])
     bare = replace(trajectory, actions=None, observables={}, length=None)
 
     def residual(states: Tensor) -> Tensor:
-        value = use.constraint.residual(replace(bare, states=states[:, None]))
+        value = constraint.residual(replace(bare, states=states[:, None]))
         return value[:, 0]
 
-    out = step(residual, flat, local=getattr(use.constraint, "local_in_time", False))
+    known: dict[str, Any] = {"local": getattr(constraint, "local_in_time", False)}
+    if isinstance(constraint, Anchored) and not known["local"] and shape[2] > constraint.anchor:
+        known["anchor"] = Anchor(constraint.value, constraint.anchor, constraint.scale)
+    out = step(residual, flat, **known)
     return out.reshape(shape) if isinstance(out, Tensor) else out
 
 
 def projected(trajectory: Trajectory, use: Use) -> Trajectory:
     """The nearest trajectory that obeys the constraint, frame 0 held; float64.
 
-    Adds the observable ``projected_<constraint>``: 1 where the projection arrived and 0 where it did not,
-    ``[trajectory, draw, time]``; a row that did not keeps its best iterate and is never dropped.
+    Adds the observables ``projected_<constraint>``, 1 where the projection arrived and 0 where it did not,
+    and ``projection_status_<constraint>``, a ``worldsim_kernels.project.Status``, each ``[trajectory, draw,
+    time]``; a row that did not arrive keeps its best iterate and is never dropped.
     """
     shape = trajectory.states.shape
     if isinstance(use.constraint, HasRetraction):
-        moved = use.constraint.retract(trajectory)
-        off = use.constraint.residual(moved).abs().nan_to_num(nan=torch.inf)
-        states, arrived = moved.states, off.reshape(*shape[:2], -1).amax(2) <= TOLERANCE
+        states = use.constraint.retract(trajectory).states
+        off = use.constraint.residual(replace(trajectory, states=states)).abs().nan_to_num(nan=torch.inf)
+        worst = off.reshape(*shape[:2], -1).amax(2)
+        status = torch.where(worst <= TOLERANCE, Status.CONVERGED, Status.UNREACHABLE)
+        status = torch.where(worst.isfinite(), status, Status.NOT_FINITE)
     else:
-        step = partial(project, tolerance=TOLERANCE, frozen=0)
-        result = framed(lambda residual, x, local: step(residual, x.double(), local=local), trajectory, use)
-        states, arrived = result.x.reshape(shape), result.converged.reshape(shape[:2])
-    flags = arrived[..., None].expand(shape[:3]).double()
-    observables = {**trajectory.observables, f"projected_{use.name}": flags}
-    return replace(trajectory, states=states, observables=observables)
+        double = replace(trajectory, states=trajectory.states.double())
+        result = framed(partial(project, tolerance=TOLERANCE, frozen=0), double, use)
+        states, status = result.x.reshape(shape), result.status.reshape(shape[:2])
+    status = status[..., None].expand(shape[:3]).double()
+    flags = {
+        f"projected_{use.name}": (status == Status.CONVERGED).double(),
+        f"projection_status_{use.name}": status,
+    }
+    return replace(trajectory, states=states, observables={**trajectory.observables, **flags})
 
 
 def conflict_free(loss: Tensor, penalty: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -394,4 +406,5 @@ def conflict_free(loss: Tensor, penalty: Tensor, weights: Sequence[Tensor]) -> T
         return loss + penalty
     parts = torch.split(gradient, [w.numel() for w in weights])
     linear = torch.stack([w.flatten() @ part for w, part in zip(weights, parts)]).sum()
-    return (loss + penalty).detach() + linear - linear.detach()
+    joined: Tensor = (loss + penalty).detach() + linear - linear.detach()
+    return joined

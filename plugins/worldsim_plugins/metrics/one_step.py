@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
-from worldsim.protocols import HidesStart, Metric, Model, Restartable, System
+from worldsim.protocols import HasUnseenStart, Metric, Model, Restartable, System
 from worldsim_plugins.metrics.comparison import component_scale, median, median_interval, within
 
 LARGEST = 1e6
@@ -34,8 +34,8 @@ class OneStep:
     """
 
     def __init__(self, system: System) -> None:
-        self.first = int(isinstance(system, HidesStart))
-        self.world: System = system.world if isinstance(system, HidesStart) else system
+        self.first = int(isinstance(system, HasUnseenStart))
+        self.world: System = system.inner if isinstance(system, HasUnseenStart) else system
         if not isinstance(self.world, Restartable):
             raise ValueError(
                 f"one_step asks the true system where a state goes; {type(self.world).__name__} cannot be "
