@@ -20,7 +20,7 @@ LAYERS = [
     "report batch rescoring leftovers",
     "executors run build results tables composed comparing xarray_backend",
     "quick",
-    "fit score store scenario reading schema truth trees wrapped baselines provenance costs",
+    "fit score store scenario reading schema truth trees wrapped constrained baselines provenance costs",
     "plugins params component_schema",
     "strict_model param_errors components signatures strict_yaml yaml_nodes yaml_scalars yaml_syntax seeds",
     "mechanisms",
@@ -91,7 +91,7 @@ def test_the_core_imports_downwards():
                 assert layer(there) >= layer(here), f"{here} must not import {there}: it lies above"
 
 
-DOORS = {"wrapped.py": "projection", "costs.py": "measuring", "installed.py": "explaining the choice"}
+DOORS = {"constrained.py": "projection", "costs.py": "measuring", "installed.py": "explaining the choice"}
 """The modules of the core that may import the kernels, and what for."""
 
 
