@@ -143,7 +143,7 @@ def log_volume(residual: Residual, x: Tensor, structure: Structure) -> Tensor:
 def _linearise(residual: Residual, x: Tensor, structure: Structure) -> tuple[Tensor, Tensor, Tensor]:
     """h ``[n, block, component]``, J and J C ``[n, block, component, coordinate]``, 0 at frozen frames."""
     local = structure.local
-    h, rows = _with_rows(residual, x, local)
+    h, rows = linearised(residual, x, local)
     rows = structure.held(rows)
     moved = structure.moved(rows, x)
     n, block, component = h.shape
@@ -156,7 +156,7 @@ def _linearise(residual: Residual, x: Tensor, structure: Structure) -> tuple[Ten
     return h, jacobian, jacobian if structure.metric is None else by_block(moved)
 
 
-def _with_rows(function: Residual, x: Tensor, local: bool) -> tuple[Tensor, Tensor]:
+def linearised(function: Residual, x: Tensor, local: bool) -> tuple[Tensor, Tensor]:
     """h ``[n, block, component]`` and d h[..., k] / dx ``[component, *x]``; blocks do not mix, so one
     vector-Jacobian product serves them all."""
     with torch.enable_grad():
@@ -199,7 +199,7 @@ def _inverse(gram: Tensor) -> Tensor:
 
 def _anchored_rows(x: Tensor, structure: Structure, anchor: Anchor) -> tuple[Tensor, Tensor, Tensor]:
     """G C ``[n, time, k, coordinate]``, G C G^T at each frame, and which frames are after the anchor."""
-    _, rows = _with_rows(anchor.value, x, True)
+    _, rows = linearised(anchor.value, x, True)
     rows = structure.held(rows)
     moved = structure.moved(rows, x)
     rows, moved = (r.flatten(3).permute(1, 2, 0, 3) for r in (rows, moved))
