@@ -238,11 +238,28 @@ class Backbone(Protocol):
 
         Its weights come from torch's default generator, which the caller seeds. Raises ValueError where
         it cannot have this width, cannot be causal, cannot look both ways, or takes nothing beside.
+        A causal network may also read a sequence piece by piece: it then is ``Streams``.
         """
 
 
 # Capabilities: what a component can do beyond its noun. A component says what it needs, and
 # `worldsim validate` refuses a scenario that does not give it before anything is computed.
+
+
+@runtime_checkable
+class Streams(Protocol):
+    """Causal layers that need not see the past again: what they need of it is a state."""
+
+    def advance(self, x: Tensor, state: Any = None, c: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Features of the tokens x ``[batch, token, width]``, and the state after them.
+
+        state  what was returned with the tokens before these; None before the first. It is made of nested
+               tuples of tensors whose first axis is the batch, so that rows can be picked or repeated
+        c      ``[batch, given]``, or ``[batch, token, given]`` of these tokens
+
+        In pieces of any lengths, down to single tokens, a sequence has the features that it has as a whole.
+        Raises ValueError for layers that look both ways.
+        """
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Checks of a backbone: shapes, causality, conditioning, and gradients that reach the past."""
+"""Checks of a backbone: shapes, causality, conditioning, gradients that reach the past, and pieces."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from worldsim.protocols import Backbone
+from worldsim.protocols import Backbone, Streams
 from worldsim.testing.checks import Checks, finite, seeded
 
 WIDTH, LENGTH, AT, GIVEN = 32, 9, 4, 5
@@ -51,6 +52,7 @@ def _check_layers(checks: Checks, build: Callable[[], Backbone], causal: bool) -
     ahead = float(gradient[:, AT + 1 :].abs().max())
     if causal:
         checks.that(ahead == 0, "a causal backbone that does not look ahead", f"a gradient of {ahead:.3g}")
+        _check_pieces(checks, network, x)
     else:
         checks.that(ahead != 0, f"both ways: position {AT} to depend on later tokens", "no gradient")
     try:
@@ -61,6 +63,26 @@ def _check_layers(checks: Checks, build: Callable[[], Backbone], causal: bool) -
     for c in (x[:, 0, :GIVEN], x[:, :, :GIVEN]):
         found = list(conditioned(x, c).shape)
         checks.that(found == shape, f"{kind}, given c {list(c.shape)}: {shape}", found)
+        if causal:
+            _check_pieces(checks, conditioned, x, c)
+
+
+def _check_pieces(checks: Checks, network: Any, x: Tensor, c: Tensor | None = None) -> None:
+    """Four tokens and then one at a time, with the rows of the state turned round on the way."""
+    advances = isinstance(network, Streams)
+    if not advances:
+        return
+    with torch.no_grad():
+        whole, state, pieces = network(x) if c is None else network(x, c), None, []
+        for first, last in ((0, AT), *((at, at + 1) for at in range(AT, LENGTH))):
+            now = c[:, first:last] if c is not None and c.ndim == 3 else c
+            piece, state = network.advance(x[:, first:last], state, now)
+            pieces.append(piece)
+            x, c = x.flip(0), None if c is None else c.flip(0)
+            whole, state = whole.flip(0), tree_map(lambda each: each.flip(0), state)
+            pieces = [each.flip(0) for each in pieces]
+        apart = float((torch.cat(pieces, 1) - whole).abs().max())
+    checks.that(apart < 1e-10, "pieces of a sequence to have the features of the whole", f"{apart:.3g} apart")
 
 
 def _gradient(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

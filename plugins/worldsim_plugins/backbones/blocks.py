@@ -1,15 +1,19 @@
-"""What backbones are stacked from: pre-norm residual blocks (Xiong et al. 2020), conditioned by adaLN-Zero
-(Peebles and Xie 2022) where there is something to be conditioned on."""
+"""What backbones are stacked from: pre-norm residual layers (Xiong et al. 2020), conditioned by adaLN-Zero
+(Peebles and Xie 2022) where there is something to be conditioned on.
+
+A layer that is causal carries a state, and reads a sequence piece by piece: ``advance(x, state)`` gives the
+features of the tokens that follow those which made ``state``, None before the first. A layer without it sees
+each token by itself. States are nested tuples of tensors whose first axis is the batch.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from worldsim_kernels import swiglu
 
 
 class Modulation(nn.Module):
@@ -28,57 +32,88 @@ class Modulation(nn.Module):
         return self.linear(nn.functional.silu(c)).chunk(self.parts, -1)
 
 
-class Block(nn.Module):
-    """x + mixer(norm x), then x + MLP(norm x) where there is one; features ``[batch, token, width]``.
+class Residual(nn.Module):
+    """x + part(norm x) of features x ``[batch, token, width]``. Conditioned (``given`` > 0), with scale,
+    shift and gate of c,
 
-    Conditioned (``given`` > 0), with (scale, shift, gate) of c for each of the two:
+        x + gate * part(norm(x) (1 + scale) + shift)
 
-        x + gate * mixer(norm(x) (1 + scale) + shift)
-
-    all zero to begin with, so that the block is the identity then (adaLN-Zero, Peebles and Xie 2022).
+    all zero to begin with, so that the layer is the identity then (adaLN-Zero, Peebles and Xie 2022).
     """
 
-    def __init__(self, width: int, mixer: nn.Module, mlp: nn.Module | None = None, given: int = 0) -> None:
+    def __init__(self, width: int, part: nn.Module, given: int = 0) -> None:
         super().__init__()
-        parts = [mixer] if mlp is None else [mixer, mlp]
-        self.parts = nn.ModuleList(parts)
-        self.norms = nn.ModuleList(nn.RMSNorm(width, eps=1e-6) for _ in parts)
-        self.modulations = nn.ModuleList(Modulation(given, width, 3) for _ in parts) if given else None
+        self.norm, self.part = nn.RMSNorm(width, eps=1e-6), part
+        self.modulation = Modulation(given, width, 3) if given else None
+
+    def read(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | float]:
+        """What the part reads, and the gate of what it writes."""
+        if self.modulation is None:
+            return self.norm(x), 1.0
+        scale, shift, gate = self.modulation(c)
+        return self.norm(x) * (1 + scale) + shift, gate
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        for i, (part, norm) in enumerate(zip(self.parts, self.norms)):
-            if self.modulations is None:
-                x = x + part(norm(x))
-            else:
-                scale, shift, gate = self.modulations[i](c)
-                x = x + gate * part(norm(x) * (1 + scale) + shift)
-        return x
+        read, gate = self.read(x, c)
+        return x + gate * self.part(read)
+
+    def advance(self, x: Tensor, state: Any = None, c: Tensor | None = None) -> tuple[Tensor, Any]:
+        read, gate = self.read(x, c)
+        written, state = advanced(self.part, read, state)
+        return x + gate * written, state
 
 
 class Stack(nn.Module):
-    """Blocks, one after the other, and a last normalisation, which c scales and shifts where it is given."""
+    """Layers ``(x, c)``, one after the other, and a last normalisation, which c scales and shifts where it is
+    given. Where they are ``causal`` they can be advanced."""
 
-    def __init__(self, width: int, blocks: list[nn.Module], given: int = 0, positions: bool = False) -> None:
+    def __init__(
+        self, width: int, layers: Iterable[nn.Module], *, given: int = 0, causal: bool = True
+    ) -> None:
         super().__init__()
-        self.positions = Positions() if positions else None
-        self.blocks = nn.ModuleList(blocks)
+        self.layers, self.causal = nn.ModuleList(layers), causal
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.modulation = Modulation(given, width, 2) if given else None
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        if self.positions is not None:
-            x = self.positions(x)
-        for block in self.blocks:
-            x = block(x, c)
+        for layer in self.layers:
+            x = layer(x, c)
+        return self.last(x, c)
+
+    def advance(self, x: Tensor, state: Any = None, c: Tensor | None = None) -> tuple[Tensor, Any]:
+        """As ``worldsim.protocols.Streams``. Raises ValueError for layers that look both ways."""
+        if not self.causal:
+            raise ValueError("layers that look both ways have no state to go on from: build them causal")
+        states = []
+        for layer, before in zip(self.layers, state or [None] * len(self.layers)):
+            x, after = layer.advance(x, before, c)
+            states.append(after)
+        return self.last(x, c), tuple(states)
+
+    def last(self, x: Tensor, c: Tensor | None) -> Tensor:
         if self.modulation is None:
             return self.norm(x)
         scale, shift = self.modulation(c)
         return self.norm(x) * (1 + scale) + shift
 
 
+class Carrying(nn.Module):
+    """A part that ``advance`` says all about."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.advance(x)[0]
+
+    def advance(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        raise NotImplementedError
+
+
+def advanced(part: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """The same of any part of a causal layer: one that carries nothing has the state ()."""
+    return part.advance(x, state) if hasattr(part, "advance") else (part(x), ())
+
+
 class BothWays(nn.Module):
-    """The sum of one causal mixer over the tokens and another one over them from the end (Zhu et
-    al. 2024)."""
+    """The sum of one causal mixer over the tokens and another one over them from the end."""
 
     def __init__(self, mixer: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -88,21 +123,6 @@ class BothWays(nn.Module):
         """``given``: c, where the mixers take it; one of each token is read from the end too."""
         back = [c.flip(1) if c.ndim == 3 else c for c in given]
         return self.ahead(x, *given) + self.back(x.flip(1), *back).flip(1)
-
-
-class SwiGLU(nn.Module):
-    """Position-wise W_3 (silu(W_1 x) * W_2 x) (Shazeer 2020), 8/3 as wide inside: the size of a plain MLP of
-    four widths."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        inner = 4 * round(2 * width / 3)
-        self.up = nn.Linear(width, 2 * inner, bias=False)
-        self.down = nn.Linear(inner, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        one, two = self.up(x).chunk(2, -1)
-        return self.down(swiglu(one, two))
 
 
 def heads_of(width: int, heads: int, even: bool = False) -> int:
@@ -119,8 +139,20 @@ def heads_of(width: int, heads: int, even: bool = False) -> int:
 class Positions(nn.Module):
     """Adds sines and cosines of wavelengths from 2 pi to 20000 pi (Vaswani et al. 2017)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        length, width = x.shape[1:]
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        return self.advance(x)[0]
+
+    def advance(self, x: Tensor, state: Any = None, c: Tensor | None = None) -> tuple[Tensor, Any]:
+        """``state`` ``[batch]`` int64: how many tokens there were before."""
+        at, state = places(x, state)
+        width = x.shape[2]
         rate = torch.exp(-math.log(10000.0) * torch.arange(0, width, 2, device=x.device) / width)
-        angle = torch.arange(length, device=x.device)[:, None] * rate
-        return x + torch.cat([angle.sin(), angle.cos()], 1)[:, :width].to(x)
+        angle = at[..., None] * rate
+        return x + torch.cat([angle.sin(), angle.cos()], -1)[..., :width].to(x), state
+
+
+def places(x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Positions ``[batch, token]`` int64 of the tokens after ``state`` others ``[batch]``, and how many there
+    are with them."""
+    first = torch.zeros(len(x), dtype=torch.int64, device=x.device) if state is None else state
+    return first[:, None] + torch.arange(x.shape[1], device=x.device), first + x.shape[1]

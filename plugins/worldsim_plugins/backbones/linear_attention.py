@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from worldsim import hookimpl
 from worldsim_kernels import gla, linear_attention
-from worldsim_plugins.backbones.blocks import Block, BothWays, Stack, SwiGLU, heads_of
+from worldsim_plugins.backbones.blocks import BothWays, Carrying, Positions, Residual, Stack, heads_of
+from worldsim_plugins.backbones.mlps import SwiGLU
 
 
 class LinearAttention:
@@ -44,11 +45,12 @@ class LinearAttention:
                 return Ungated(width, self.heads, causal)
             return Gated(width, self.heads) if causal else BothWays(lambda: Gated(width, self.heads))
 
-        blocks: list[nn.Module] = [Block(width, mixer(), SwiGLU(width), given) for _ in range(self.depth)]
-        return Stack(width, blocks, given, positions=True)
+        parts = [part for _ in range(self.depth) for part in (mixer(), SwiGLU(width))]
+        layers = [Positions(), *(Residual(width, part, given) for part in parts)]
+        return Stack(width, layers, given=given, causal=causal)
 
 
-class Ungated(nn.Module):
+class Ungated(Carrying):
     """Linear attention of features ``[batch, token, width]`` over those up to each, or over all."""
 
     def __init__(self, width: int, heads: int, causal: bool = True) -> None:
@@ -57,9 +59,10 @@ class Ungated(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def advance(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        return self.out(linear_attention(q, k, v, causal=self.causal).output.flatten(2))
+        mixed, state = linear_attention(q, k, v, causal=self.causal, initial_state=state)
+        return self.out(mixed.flatten(2)), state
 
 
 class Gated(Ungated):
@@ -71,10 +74,11 @@ class Gated(Ungated):
         self.gate = nn.Linear(width, width)
         self.norm = nn.RMSNorm(width // heads, eps=1e-6)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def advance(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         forgets = F.logsigmoid(self.gate(x)).unflatten(-1, (self.heads, -1)) / 16
-        return self.out(self.norm(gla(q, k, v, forgets).output).flatten(2))
+        mixed, state = gla(q, k, v, forgets, initial_state=state)
+        return self.out(self.norm(mixed).flatten(2)), state
 
 
 @hookimpl

@@ -3,7 +3,7 @@ Schmidhuber 1997)."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class Recurrent:
 
 
 class Cells(nn.Module):
-    """The outputs of recurrent layers, without their last state; c is added to what they read."""
+    """The outputs of recurrent layers; c is added to what they read."""
 
     def __init__(self, cell: nn.GRU | nn.LSTM, given: int) -> None:
         super().__init__()
@@ -43,7 +43,18 @@ class Cells(nn.Module):
         self.modulation = Modulation(given, cell.input_size, 1) if given else None
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        return self.cell(x if self.modulation is None else x + self.modulation(c)[0])[0]
+        return self.advance(x, None, c)[0]
+
+    def advance(self, x: Tensor, state: Any = None, c: Tensor | None = None) -> tuple[Tensor, Any]:
+        """``state``: of each layer the tensors that its cell carries, ``[batch, layer, width]``."""
+        if self.modulation is not None:
+            x = x + self.modulation(c)[0]
+        before = None if state is None else tuple(each.transpose(0, 1).contiguous() for each in state)
+        if before is not None and isinstance(self.cell, nn.GRU):
+            (before,) = before
+        y, after = self.cell(x, before)
+        after = after if isinstance(after, tuple) else (after,)
+        return y, tuple(each.transpose(0, 1) for each in after)
 
 
 @hookimpl

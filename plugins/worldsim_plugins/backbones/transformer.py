@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from worldsim import hookimpl
 from worldsim_kernels import attend, rotary
-from worldsim_plugins.backbones.blocks import Block, Stack, SwiGLU, heads_of
+from worldsim_plugins.backbones.blocks import Carrying, Residual, Stack, heads_of
+from worldsim_plugins.backbones.mlps import SwiGLU
 
 
 class Transformer:
@@ -30,14 +32,16 @@ class Transformer:
         self, width: int, *, causal: bool = True, given: int = 0, grid: tuple[int, ...] = ()
     ) -> nn.Module:
         heads_of(width, self.heads, even=True)
-        return Stack(width, [
-            Block(width, SelfAttention(width, self.heads, causal), SwiGLU(width), given)
+        parts = [
+            part
             for _ in range(self.depth)
-        ], given)  # fmt: skip
+            for part in (SelfAttention(width, self.heads, causal), SwiGLU(width))
+        ]
+        return Stack(width, [Residual(width, part, given) for part in parts], given=given, causal=causal)
 
 
-class SelfAttention(nn.Module):
-    """Attention of features ``[batch, token, width]`` over themselves."""
+class SelfAttention(Carrying):
+    """Attention of features ``[batch, token, width]`` over themselves. It carries all keys and values."""
 
     def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
@@ -45,9 +49,13 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def advance(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        return self.out(attend(rotary(q), rotary(k), v, causal=self.causal).output.flatten(2))
+        at = torch.arange(x.shape[1], device=x.device) + (0 if state is None else state[0].shape[1])
+        q, k = rotary(q, at), rotary(k, at)
+        if state is not None:
+            k, v = torch.cat([state[0], k], 1), torch.cat([state[1], v], 1)
+        return self.out(attend(q, k, v, causal=self.causal).output.flatten(2)), (k, v)
 
 
 @hookimpl
