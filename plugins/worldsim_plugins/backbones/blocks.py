@@ -10,10 +10,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+
+from worldsim_plugins.backbones.mlps import mlp_of
+
+Depth: TypeAlias = Annotated[int, Field(ge=1, le=64, description="layers")]
+Heads: TypeAlias = Annotated[int, Field(ge=1, le=64, description="heads")]
+Norm: TypeAlias = Annotated[Literal["rms", "layer"], Field(description="normalisation before each part")]
+MLP: TypeAlias = Annotated[
+    Literal["swiglu", "gelu", "mix"],
+    Field(description="network after each mixer: of each token, or (mix) of a token and its neighbours too"),
+]
+Experts: TypeAlias = Annotated[
+    int, Field(ge=0, le=64, description="networks that each token is routed to two of; 0 for a single one")
+]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the blocks of a backbone have beside their mixers."""
+
+    norm: str = "rms"
+    mlp: str = "swiglu"
+    experts: int = 0
+
+    def blocks(
+        self,
+        width: int,
+        mixers: Iterable[nn.Module],
+        *,
+        given: int = 0,
+        causal: bool = True,
+        grid: tuple[int, ...] = (),
+    ) -> list[nn.Module]:
+        """Two residual layers for each mixer: itself, and an MLP."""
+        found: list[nn.Module] = []
+        for mixer in mixers:
+            mlp = mlp_of(self.mlp, width, experts=self.experts, causal=causal, grid=grid)
+            found += [Residual(width, part, given, self.norm) for part in (mixer, mlp)]
+        return found
 
 
 class Modulation(nn.Module):
@@ -41,9 +81,9 @@ class Residual(nn.Module):
     all zero to begin with, so that the layer is the identity then (adaLN-Zero, Peebles and Xie 2022).
     """
 
-    def __init__(self, width: int, part: nn.Module, given: int = 0) -> None:
+    def __init__(self, width: int, part: nn.Module, given: int = 0, norm: str = "rms") -> None:
         super().__init__()
-        self.norm, self.part = nn.RMSNorm(width, eps=1e-6), part
+        self.norm, self.part = normalisation(norm, width), part
         self.modulation = Modulation(given, width, 3) if given else None
 
     def read(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | float]:
@@ -68,11 +108,17 @@ class Stack(nn.Module):
     given. Where they are ``causal`` they can be advanced."""
 
     def __init__(
-        self, width: int, layers: Iterable[nn.Module], *, given: int = 0, causal: bool = True
+        self,
+        width: int,
+        layers: Iterable[nn.Module],
+        *,
+        given: int = 0,
+        causal: bool = True,
+        norm: str = "rms",
     ) -> None:
         super().__init__()
         self.layers, self.causal = nn.ModuleList(layers), causal
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm = normalisation(norm, width)
         self.modulation = Modulation(given, width, 2) if given else None
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
@@ -95,6 +141,11 @@ class Stack(nn.Module):
             return self.norm(x)
         scale, shift = self.modulation(c)
         return self.norm(x) * (1 + scale) + shift
+
+
+def normalisation(kind: str, width: int) -> nn.Module:
+    """ "rms" (Zhang and Sennrich 2019) or "layer" (Ba, Kiros and Hinton 2016)."""
+    return {"rms": nn.RMSNorm, "layer": nn.LayerNorm}[kind](width, eps=1e-6)
 
 
 class Carrying(nn.Module):

@@ -16,8 +16,19 @@ from torch.nn import functional as F
 
 from worldsim import hookimpl
 from worldsim_kernels import gla, linear_attention
-from worldsim_plugins.backbones.blocks import BothWays, Carrying, Positions, Residual, Stack, heads_of
-from worldsim_plugins.backbones.mlps import SwiGLU
+from worldsim_plugins.backbones.blocks import (
+    MLP,
+    BothWays,
+    Carrying,
+    Depth,
+    Experts,
+    Form,
+    Heads,
+    Norm,
+    Positions,
+    Stack,
+    heads_of,
+)
 
 
 class LinearAttention:
@@ -29,11 +40,15 @@ class LinearAttention:
     def __init__(
         self,
         *,
-        depth: Annotated[int, Field(ge=1, le=64, description="layers")] = 2,
-        heads: Annotated[int, Field(ge=1, le=64, description="heads of attention")] = 4,
+        depth: Depth = 2,
+        heads: Heads = 4,
         gated: Annotated[bool, Field(description="whether the state forgets")] = False,
+        norm: Norm = "rms",
+        mlp: MLP = "swiglu",
+        experts: Experts = 0,
     ) -> None:
         self.depth, self.heads, self.gated = depth, heads, gated
+        self.form = Form(norm, mlp, experts)
 
     def layers(
         self, width: int, *, causal: bool = True, given: int = 0, grid: tuple[int, ...] = ()
@@ -45,23 +60,24 @@ class LinearAttention:
                 return Ungated(width, self.heads, causal)
             return Gated(width, self.heads) if causal else BothWays(lambda: Gated(width, self.heads))
 
-        parts = [part for _ in range(self.depth) for part in (mixer(), SwiGLU(width))]
-        layers = [Positions(), *(Residual(width, part, given) for part in parts)]
-        return Stack(width, layers, given=given, causal=causal)
+        mixers = [mixer() for _ in range(self.depth)]
+        layers = [Positions(), *self.form.blocks(width, mixers, given=given, causal=causal, grid=grid)]
+        return Stack(width, layers, given=given, causal=causal, norm=self.form.norm)
 
 
 class Ungated(Carrying):
     """Linear attention of features ``[batch, token, width]`` over those up to each, or over all."""
 
-    def __init__(self, width: int, heads: int, causal: bool = True) -> None:
+    def __init__(self, width: int, heads: int, causal: bool = True, feature_map: str = "elu") -> None:
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads, self.causal, self.feature_map = heads, causal, feature_map
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
     def advance(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        mixed, state = linear_attention(q, k, v, causal=self.causal, initial_state=state)
+        options = {"feature_map": self.feature_map, "causal": self.causal}
+        mixed, state = linear_attention(q, k, v, **options, initial_state=state)
         return self.out(mixed.flatten(2)), state
 
 
