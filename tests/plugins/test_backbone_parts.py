@@ -8,8 +8,10 @@ from worldsim_kernels.experts import load, route
 from worldsim_plugins.backbones.blocks import Residual
 from worldsim_plugins.backbones.diffussm import S4D, Hourglass
 from worldsim_plugins.backbones.linear_attention import Ungated
+from worldsim_plugins.backbones.mamba import Mamba, Mamba2, MambaVision
 from worldsim_plugins.backbones.mlps import Experts, MixFFN
-from worldsim_plugins.backbones.ssm import Mamba
+from worldsim_plugins.backbones.retention import MultiScaleRetention
+from worldsim_plugins.backbones.rwkv7 import RWKV7
 from worldsim_plugins.backbones.transformer import RelativeBias, TimedAttention, Transformer
 
 F64 = torch.float64
@@ -100,29 +102,94 @@ def test_a_mix_ffn_sees_the_neighbours_on_the_grid(grid, causal):
     same(mlp(x), mlp.down(F.silu(gate) * value))
 
 
-def scanned(way, u, z):
+def convolved(convolution, u):
+    """silu of the sum over a token and the three before it."""
+    before = torch.cat([u.new_zeros(len(u), 3, u.shape[2]), u], 1)
+    taps = convolution.taps
+    each = [(before[:, t : t + 4] * taps.weight[:, 0].T).sum(1) + taps.bias for t in range(u.shape[1])]
+    return F.silu(torch.stack(each, 1))
+
+
+def scanned(scan, u):
     """The selective recurrence, token by token."""
-    channels, states = way.A_log.shape
-    before = torch.cat([u.new_zeros(len(u), 3, channels), u], 1)
-    taps = way.convolution.taps
+    channels, states = scan.A_log.shape
     h, found = u.new_zeros(len(u), channels, states), []
     for t in range(u.shape[1]):
-        seen = F.silu((before[:, t : t + 4] * taps.weight[:, 0].T).sum(1) + taps.bias)
-        raw, B, C = way.read(seen).split([way.rank, states, states], -1)
-        delta = F.softplus(way.step(raw) + way.step_bias)
-        h = torch.exp(delta[..., None] * -way.A_log.exp()) * h + (delta * seen)[..., None] * B[:, None]
-        found.append((h * C[:, None]).sum(-1) + way.D * seen)
-    return torch.stack(found, 1) * F.silu(z)
+        raw, B, C = scan.read(u[:, t]).split([scan.rank, states, states], -1)
+        delta = F.softplus(scan.step(raw) + scan.step_bias)
+        h = torch.exp(delta[..., None] * -scan.A_log.exp()) * h + (delta * u[:, t])[..., None] * B[:, None]
+        found.append((h * C[:, None]).sum(-1) + scan.D * u[:, t])
+    return torch.stack(found, 1)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_mamba_scans_from_one_end_or_from_both(causal):
     mixer = made(lambda: Mamba(WIDTH, 3, causal))
     u, z = mixer.into(X).chunk(2, -1)
-    y = scanned(mixer.ways[0], u, z)
+    y = scanned(mixer.ways[0].scan, convolved(mixer.ways[0].convolution, u))
     if not causal:
-        y = y + scanned(mixer.ways[1], u.flip(1), z.flip(1)).flip(1)
-    same(mixer(X), mixer.out(y))
+        back = mixer.ways[1]
+        y = y + scanned(back.scan, convolved(back.convolution, u.flip(1))).flip(1)
+    same(mixer(X), mixer.out(y * F.silu(z)))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_mamba2_has_one_rate_for_each_head(causal):
+    heads, states, inner = 4, 3, 2 * WIDTH
+    mixer = made(lambda: Mamba2(WIDTH, states, heads, causal))
+    z, read, dt = mixer.into(X).split(mixer.sizes, -1)
+    y = 0
+    for way, turn in zip(mixer.ways, (lambda x: x, lambda x: x.flip(1))):
+        u, B, C = convolved(way.convolution, turn(read)).split([inner, states, states], -1)
+        u, delta = u.unflatten(-1, (heads, -1)), F.softplus(turn(dt) + way.step_bias)
+        S, found = torch.zeros(2, heads, states, inner // heads, dtype=F64), []
+        for t in range(LENGTH):
+            decay = torch.exp(-delta[:, t] * way.A_log.exp())[..., None, None]
+            S = decay * S + torch.einsum("nh,ns,nhp->nhsp", delta[:, t], B[:, t], u[:, t])
+            found.append(torch.einsum("nhsp,ns->nhp", S, C[:, t]) + way.D[:, None] * u[:, t])
+        y = y + turn(torch.stack(found, 1).flatten(2))
+    gated = y * F.silu(z)
+    same(mixer(X), mixer.out(gated / (gated.square().mean(-1, keepdim=True) + 1e-6).sqrt()))
+
+
+def test_the_mixer_of_mambavision_sees_both_neighbours():
+    mixer = made(lambda: MambaVision(WIDTH, 3))
+    h = F.silu(near(mixer.into(X), mixer.near.weight, mixer.near.bias, (LENGTH,), False))
+    one, two = h.chunk(2, -1)
+    same(mixer(X), mixer.out(torch.cat([scanned(mixer.scan, one), two], -1)))
+
+
+def test_retention_is_attention_that_falls_with_distance():
+    heads = 2
+    mixer = made(lambda: MultiScaleRetention(WIDTH, heads))
+    q, k, v, gate = mixer.into(X).split([WIDTH, WIDTH, 2 * WIDTH, 2 * WIDTH], -1)
+    q, k, v = (each.unflatten(-1, (heads, -1)) for each in (q, k, v))
+    mixed = torch.zeros_like(v)
+    for h in range(heads):
+        gamma = 1 - 2.0 ** (-5 - h)
+        for i in range(LENGTH):
+            for j in range(i + 1):
+                # Pairs of channels as complex numbers, turned by their distance: rates 1 and 1e-4.
+                turn = torch.exp(1j * (i - j) * torch.tensor([1.0, 1e-4], dtype=F64))
+                one, two = (torch.view_as_complex(x[:, t, h].unflatten(-1, (2, 2)).contiguous())
+                            for x, t in ((q, i), (k, j)))  # fmt: skip
+                weight = (one * turn * two.conj()).real.sum(-1) / 2 * gamma ** (i - j)
+                mixed[:, i, h] += weight[:, None] * v[:, j, h]
+    mixed = mixed - mixed.mean(-1, keepdim=True)
+    mixed = mixed / (mixed.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    same(mixer(X), mixer.out(F.silu(gate) * mixed.flatten(2)))
+
+
+def test_rwkv7_layers_are_those_of_the_kernel():
+    network = made(lambda: RWKV7(depth=2, heads=2).layers(WIDTH))
+    x, first = X, None
+    for time, channel in (network.layers[:2], network.layers[2:]):
+        mixed = time.part.ways[0](time.norm(x), first, backend="reference")
+        x, first = x + mixed.output, mixed.v_first
+        x = x + channel.part.mix(channel.norm(x), backend="reference").output
+    same(network(X), network.norm(x))
+    assert network.layers[0].part.ways[0].v is None
+    assert network.layers[2].part.ways[0].v is not None
 
 
 def test_s4d_is_two_recurrences():

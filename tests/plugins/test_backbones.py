@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from worldsim.protocols import Streams
-from worldsim_plugins.backbones.blocks import Residual
+from worldsim_plugins.backbones.blocks import Positions
 from worldsim_plugins.backbones.diffussm import DiffuSSM
+from worldsim_plugins.backbones.hybrid import Hybrid
 from worldsim_plugins.backbones.linear_attention import LinearAttention
 from worldsim_plugins.backbones.linear_dit import LinearDiT
 from worldsim_plugins.backbones.recurrent import Recurrent
+from worldsim_plugins.backbones.retention import Retention
+from worldsim_plugins.backbones.rwkv7 import RWKV7
 from worldsim_plugins.backbones.ssm import SSM
 from worldsim_plugins.backbones.transformer import Transformer
 
@@ -25,8 +28,19 @@ CAUSAL = {
     "recurrent gru": Recurrent(depth=2),
     "recurrent lstm": Recurrent(cell="lstm", depth=2),
     "ssm": SSM(states=4),
+    "ssm mamba2": SSM(version="mamba2", states=4),
+    "retention": Retention(),
+    "rwkv7": RWKV7(),
+    "rwkv7 negative": RWKV7(negative=True),
+    "hybrid": Hybrid(layers="ssm mamba2+experts retention attention", states=4),
+    "hybrid others": Hybrid(layers="gru linear rwkv7 gated", mlp="mix"),
 }
-BOTH_WAYS = {**CAUSAL, "diffussm": DiffuSSM(states=4)}
+ATTENDING = [name for name in CAUSAL if "transformer" in name or name == "hybrid"]
+BOTH_WAYS = {
+    **CAUSAL,
+    "diffussm": DiffuSSM(states=4),
+    "hybrid vision": Hybrid(layers="mambavision mambavision attention", states=4),
+}
 
 
 def built(backbone, width=WIDTH, *, stirred=0.1, **settings):
@@ -58,7 +72,7 @@ def test_steps_equal_the_whole(name):
     assert (torch.cat([read, rest], 1) - whole).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("name", [name for name in CAUSAL if "transformer" not in name])
+@pytest.mark.parametrize("name", [name for name in CAUSAL if name not in ATTENDING])
 def test_the_state_of_all_but_attention_has_one_size(name):
     network = built(CAUSAL[name])
     with torch.no_grad():
@@ -77,16 +91,14 @@ def test_layers_that_look_both_ways_are_not_advanced(backbone):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("name", [name for name in BOTH_WAYS if "recurrent" not in name])
-def test_a_conditioned_layer_is_the_identity_to_begin_with(name, causal):
+@pytest.mark.parametrize("name", [n for n in BOTH_WAYS if "recurrent" not in n and "tmsa" not in n])
+def test_conditioned_layers_are_the_identity_to_begin_with(name, causal):
     if causal and name not in CAUSAL:
         return
     network = built(BOTH_WAYS[name], stirred=0, given=GIVEN, causal=causal)
     x, c = features(2, 12, WIDTH), features(2, GIVEN, seed=1)
-    conditioned = [one for one in network.layers if isinstance(one, Residual) and one.modulation is not None]
-    assert len(conditioned) == (0 if "tmsa" in name else 2 if name == "ssm" else 4)
-    for layer in conditioned:
-        assert torch.equal(layer(x, c), x)
+    entering = network.layers[0](x) if isinstance(network.layers[0], Positions) else x
+    assert torch.equal(network(x, c), network.last(entering, c))
 
 
 def filled(network, length=12):
@@ -143,3 +155,9 @@ def test_what_a_backbone_cannot_be_it_refuses():
         Transformer(experts=1).layers(WIDTH)
     with pytest.raises(ValueError, match="experts: 4 of mlp 'gelu'"):
         LinearAttention(experts=4, mlp="gelu").layers(WIDTH)
+    with pytest.raises(ValueError, match=r"attn, conv in 'attn ssm conv\+experts'; allowed are attention, "):
+        Hybrid(layers="attn ssm conv+experts")
+    with pytest.raises(ValueError, match="mambavision looks at the next token"):
+        Hybrid(layers="ssm mambavision").layers(WIDTH)
+    with pytest.raises(ValueError, match="3 heads of a width of 16"):
+        RWKV7(heads=3).layers(WIDTH)

@@ -128,13 +128,16 @@ class Stack(nn.Module):
 
     def advance(self, x: Tensor, state: Any = None, c: Tensor | None = None) -> tuple[Tensor, Any]:
         """As ``worldsim.protocols.Streams``. Raises ValueError for layers that look both ways."""
-        if not self.causal:
-            raise ValueError("layers that look both ways have no state to go on from: build them causal")
+        self.expect_causal()
         states = []
         for layer, before in zip(self.layers, state or [None] * len(self.layers)):
             x, after = layer.advance(x, before, c)
             states.append(after)
         return self.last(x, c), tuple(states)
+
+    def expect_causal(self) -> None:
+        if not self.causal:
+            raise ValueError("layers that look both ways have no state to go on from: build them causal")
 
     def last(self, x: Tensor, c: Tensor | None) -> Tensor:
         if self.modulation is None:

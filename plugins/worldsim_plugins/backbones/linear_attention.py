@@ -53,8 +53,6 @@ class LinearAttention:
     def layers(
         self, width: int, *, causal: bool = True, given: int = 0, grid: tuple[int, ...] = ()
     ) -> nn.Module:
-        heads_of(width, self.heads)
-
         def mixer() -> nn.Module:
             if not self.gated:
                 return Ungated(width, self.heads, causal)
@@ -70,6 +68,7 @@ class Ungated(Carrying):
 
     def __init__(self, width: int, heads: int, causal: bool = True, feature_map: str = "elu") -> None:
         super().__init__()
+        heads_of(width, heads)
         self.heads, self.causal, self.feature_map = heads, causal, feature_map
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)

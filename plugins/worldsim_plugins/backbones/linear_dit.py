@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from worldsim import hookimpl
-from worldsim_plugins.backbones.blocks import Depth, Form, Heads, Norm, Stack, heads_of
+from worldsim_plugins.backbones.blocks import Depth, Form, Heads, Norm, Stack
 from worldsim_plugins.backbones.linear_attention import Ungated
 
 
@@ -27,7 +27,6 @@ class LinearDiT:
     def layers(
         self, width: int, *, causal: bool = True, given: int = 0, grid: tuple[int, ...] = ()
     ) -> nn.Module:
-        heads_of(width, self.heads)
         mixers = [Ungated(width, self.heads, causal, "relu") for _ in range(self.depth)]
         layers = self.form.blocks(width, mixers, given=given, causal=causal, grid=grid)
         return Stack(width, layers, given=given, causal=causal, norm=self.form.norm)

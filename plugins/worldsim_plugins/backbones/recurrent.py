@@ -37,7 +37,7 @@ class Recurrent:
 class Cells(nn.Module):
     """The outputs of recurrent layers; c is added to what they read."""
 
-    def __init__(self, cell: nn.GRU | nn.LSTM, given: int) -> None:
+    def __init__(self, cell: nn.GRU | nn.LSTM, given: int = 0) -> None:
         super().__init__()
         self.cell = cell
         self.modulation = Modulation(given, cell.input_size, 1) if given else None

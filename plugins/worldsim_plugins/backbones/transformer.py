@@ -40,8 +40,8 @@ REACH = 64
 class Transformer:
     """Every token looks at all before it, o_t = sum_{s <= t} softmax_s(q_t . k_s / sqrt K) v_s, or at all.
 
-    ``layers`` raises ValueError where ``heads`` does not divide the width into even numbers of channels, and
-    for ``tmsa`` with nothing given.
+    ``layers`` raises ValueError where ``heads`` does not divide the width, or leaves odd numbers of channels
+    to be turned by positions, and for ``tmsa`` with nothing given.
     """
 
     def __init__(
@@ -65,7 +65,6 @@ class Transformer:
     def layers(
         self, width: int, *, causal: bool = True, given: int = 0, grid: tuple[int, ...] = ()
     ) -> nn.Module:
-        heads_of(width, self.heads, even=True)
         if self.conditioning == "adaln_zero":
             mixers = [SelfAttention(width, self.heads, causal) for _ in range(self.depth)]
             layers = self.form.blocks(width, mixers, given=given, causal=causal, grid=grid)
@@ -79,26 +78,30 @@ class Transformer:
 
 
 class SelfAttention(Carrying):
-    """Attention of features ``[batch, token, width]`` over themselves. It carries all keys and values."""
+    """Attention of features ``[batch, token, width]`` over themselves, with rotary positions or none. It
+    carries all keys and values."""
 
-    def __init__(self, width: int, heads: int, causal: bool) -> None:
+    def __init__(self, width: int, heads: int, causal: bool, positions: bool = True) -> None:
         super().__init__()
-        self.heads, self.causal = heads, causal
+        heads_of(width, heads, even=positions)
+        self.heads, self.causal, self.positions = heads, causal, positions
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
     def advance(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        at = torch.arange(x.shape[1], device=x.device) + (0 if state is None else state[0].shape[1])
-        k, v = after(state, rotary(k, at), v)
-        return self.out(attend(rotary(q, at), k, v, causal=self.causal).output.flatten(2)), (k, v)
+        if self.positions:
+            at = torch.arange(x.shape[1], device=x.device) + (0 if state is None else state[0].shape[1])
+            q, k = rotary(q, at), rotary(k, at)
+        k, v = after(state, k, v)
+        return self.out(attend(q, k, v, causal=self.causal).output.flatten(2)), (k, v)
 
 
 class TimedAttention(SelfAttention):
     """Time-dependent self-attention (TMSA) of features and what is given, c ``[batch, (token,) given]``."""
 
     def __init__(self, width: int, heads: int, causal: bool, given: int, grid: tuple[int, ...]) -> None:
-        super().__init__(width, heads, causal)
+        super().__init__(width, heads, causal, positions=False)
         self.time = nn.Linear(given, 3 * width, bias=False)
         self.bias = RelativeBias(heads, grid)
 
