@@ -297,6 +297,13 @@ def test_python_of_the_kernels_page_runs() -> None:
     assert names["whole"].output.shape == (2, 1000, 4, 64)  # type: ignore[attr-defined]
 
 
+def test_python_of_the_backbones_page_runs() -> None:
+    names: dict[str, object] = {}
+    for text in blocks(DOCS / "backbones.md", "python"):
+        exec(compile(text, "docs/backbones.md", "exec"), names)
+    assert names["whole"].shape == (1, 100, 32)  # type: ignore[attr-defined]
+
+
 def test_python_of_the_solvers_page_runs() -> None:
     names: dict[str, object] = {}
     for text in blocks(DOCS / "solvers.md", "python"):

@@ -277,6 +277,19 @@ class NoDescription(World):
 NoWords.__doc__ = None
 
 
+class LosesThePast(Averages):
+    """Layers that begin again with each piece."""
+
+    def layers(self, width, **settings):
+        super().layers(width, **settings)
+        return Piecewise()
+
+
+class Piecewise(Mean):
+    def advance(self, x, state=None, c=None):
+        return self(x), ()
+
+
 class LooksAhead(Averages):
     """The mean of all frames."""
 
@@ -325,6 +338,7 @@ BAD = [
     ("solver", NoWords, "a docstring"),
     ("backbone", LooksAhead, "does not look ahead"),
     ("backbone", Forgetful, "to depend on the first token"),
+    ("backbone", LosesThePast, "pieces of a sequence"),
 ]
 
 

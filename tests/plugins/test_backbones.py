@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from worldsim.protocols import Streams
 from worldsim_plugins.backbones.blocks import Positions
 from worldsim_plugins.backbones.diffussm import DiffuSSM
+from worldsim_plugins.backbones.early_exit import EarlyExit, until
 from worldsim_plugins.backbones.hybrid import Hybrid
 from worldsim_plugins.backbones.linear_attention import LinearAttention
 from worldsim_plugins.backbones.linear_dit import LinearDiT
@@ -35,10 +37,10 @@ CAUSAL = {
     "hybrid": Hybrid(layers="ssm mamba2+experts retention attention", states=4),
     "hybrid others": Hybrid(layers="gru linear rwkv7 gated", mlp="mix"),
 }
-ATTENDING = [name for name in CAUSAL if "transformer" in name or name == "hybrid"]
 BOTH_WAYS = {
     **CAUSAL,
     "diffussm": DiffuSSM(states=4),
+    "early_exit": EarlyExit(tolerance=0),
     "hybrid vision": Hybrid(layers="mambavision mambavision attention", states=4),
 }
 
@@ -72,15 +74,37 @@ def test_steps_equal_the_whole(name):
     assert (torch.cat([read, rest], 1) - whole).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("name", [name for name in CAUSAL if name not in ATTENDING])
-def test_the_state_of_all_but_attention_has_one_size(name):
-    network = built(CAUSAL[name])
+def numbers(network, length):
+    """How many the state has of one sample after so many tokens."""
     with torch.no_grad():
-        sizes = {
-            sum(each.numel() for each in torch.utils._pytree.tree_leaves(network.advance(x)[1]))
-            for x in (features(1, 3, WIDTH), features(1, 50, WIDTH))
-        }
-    assert len(sizes) == 1
+        state = network.advance(features(1, length, WIDTH))[1]
+    return sum(each.numel() for each in tree_leaves(state))
+
+
+@pytest.mark.parametrize("name", [name for name in CAUSAL if "tmsa" not in name])
+def test_the_state_has_one_size_but_for_the_keys_and_values_of_attention(name):
+    network = built(CAUSAL[name])
+    layers = 1 if name == "hybrid" else 2 if "transformer" in name else 0
+    assert numbers(network, 50) - numbers(network, 3) == layers * 2 * 47 * WIDTH
+
+
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [
+        (Transformer(depth=1), 2 * 9 * 16),
+        (LinearAttention(depth=1), (16 + 4) * 16 // 4 + 1),  # and how many tokens there were
+        (LinearAttention(depth=1, gated=True), 16**2 // 4 + 1),
+        (Retention(depth=1), 2 * 16**2 // 4 + 1),
+        (RWKV7(depth=1), 16**2 // 4 + 2 * 16),
+        (SSM(depth=1, states=5), 2 * 16 * 5 + 3 * 32),
+        (SSM(depth=1, states=5, version="mamba2"), 2 * 16 * 5 + 3 * (32 + 2 * 5)),
+        (Recurrent(), 16),
+        (Recurrent(cell="lstm"), 2 * 16),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_size_of_a_state_is_the_one_written_down(backbone, expected):
+    assert numbers(built(backbone), 9) == expected
 
 
 @pytest.mark.parametrize("backbone", [Transformer(), LinearAttention(), LinearDiT(), SSM()])
@@ -97,6 +121,7 @@ def test_conditioned_layers_are_the_identity_to_begin_with(name, causal):
         return
     network = built(BOTH_WAYS[name], stirred=0, given=GIVEN, causal=causal)
     x, c = features(2, 12, WIDTH), features(2, GIVEN, seed=1)
+    network = network.stack if name == "early_exit" else network
     entering = network.layers[0](x) if isinstance(network.layers[0], Positions) else x
     assert torch.equal(network(x, c), network.last(entering, c))
 
@@ -159,5 +184,63 @@ def test_what_a_backbone_cannot_be_it_refuses():
         Hybrid(layers="attn ssm conv+experts")
     with pytest.raises(ValueError, match="mambavision looks at the next token"):
         Hybrid(layers="ssm mambavision").layers(WIDTH)
+    with pytest.raises(ValueError, match="early_exit: later tokens"):
+        EarlyExit().layers(WIDTH)
+    with pytest.raises(ValueError, match="Recurrent is no stack of blocks"):
+        EarlyExit(backbone=Recurrent()).layers(WIDTH, causal=False)
     with pytest.raises(ValueError, match="3 heads of a width of 16"):
         RWKV7(heads=3).layers(WIDTH)
+
+
+def test_samples_leave_when_each_of_them_is_done():
+    layers = [torch.nn.Linear(2, 2, dtype=F64) for _ in range(3)]
+    x = features(3, 1, 2)
+    leaves = torch.tensor([1, 0, 2])  # the layer after which each leaves
+    seen, calls = [x], []
+    for layer in layers:
+        seen.append(layer(seen[-1]))
+
+    def done(number, before, after):
+        calls.append(len(after))
+        rows = [
+            int(n)
+            for n in range(3)
+            if any(torch.equal(after[i], seen[number + 1][n]) for i in range(len(after)))
+        ]
+        return leaves[rows] == number
+
+    found, depth = until(done, layers, x)
+    assert depth.tolist() == [2, 1, 3]
+    assert calls == [3, 2, 1]
+    for n in range(3):
+        torch.testing.assert_close(found[n], seen[depth[n]][n], rtol=0, atol=1e-14)
+
+
+def test_the_tolerance_says_how_far_samples_go():
+    x = features(5, 9, WIDTH)
+
+    def of(tolerance, patience=2):
+        backbone = EarlyExit(backbone=Transformer(depth=4), tolerance=tolerance, patience=patience)
+        network = built(backbone, causal=False)
+        return network(x), network.depths(x)[1]
+
+    whole, depth = of(0.0)
+    assert torch.equal(whole, built(Transformer(depth=4), causal=False)(x))
+    assert depth.tolist() == [8] * 5
+    assert of(1e9)[1].tolist() == [2] * 5
+    assert of(1e9, patience=3)[1].tolist() == [3] * 5
+    some, depth = of(0.4)
+    assert 2 <= depth.min() < 8
+    network = built(EarlyExit(backbone=Transformer(depth=4), tolerance=0.4), causal=False)
+    for n in range(5):
+        torch.testing.assert_close(some[n], network(x[n : n + 1])[0], rtol=0, atol=1e-12)
+
+
+def test_training_leaves_after_every_layer_now_and_then():
+    network = built(EarlyExit(backbone=Transformer(depth=2)), causal=False).train()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        depth = network.depths(features(400, 3, WIDTH))[1]
+    count = depth.bincount(minlength=5)[1:] / 400
+    assert (count[:3] - 1 / 8).abs().max() < 0.05
+    assert abs(count[3] - 5 / 8) < 0.08

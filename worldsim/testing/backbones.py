@@ -34,7 +34,7 @@ def _offers(checks: Checks, build: Callable[[], Backbone], causal: bool) -> bool
 def _network(build: Callable[[], Backbone], **settings: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build().layers(WIDTH, **settings).double()
+        return build().layers(WIDTH, **settings).double().eval()
 
 
 def _check_layers(checks: Checks, build: Callable[[], Backbone], causal: bool) -> None:
