@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from worldsim.errors import WorldsimError
-from worldsim.protocols import Trajectory
+from worldsim.protocols import Paced, Trajectory
 from worldsim.seeds import derive, forked, generator
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ def _step(
 ) -> None:
     for group in optimiser.param_groups:
         group["lr"] = settings.learning_rate_at(state.step)
+    if isinstance(model, Paced):
+        model.advance(state.step / settings.steps)
     loss = model.loss(windows(train, settings.batch, settings.window, generator(seed, "batch", state.step)))
     if not bool(torch.isfinite(loss)):
         raise FitDiverged(

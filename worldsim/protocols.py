@@ -537,6 +537,14 @@ class Estimates(Protocol):
 
 
 @runtime_checkable
+class Paced(Protocol):
+    """A model whose loss changes in the course of a fit. What it keeps of that is in its state dict."""
+
+    def advance(self, done: float) -> None:
+        """Called before each step of a fit, with the share of the steps that are taken, in [0, 1)."""
+
+
+@runtime_checkable
 class Anchored(Protocol):
     """A constraint that compares each frame with one of them, so that its Gram matrix has a structure.
 

@@ -22,6 +22,7 @@ from worldsim.protocols import (
     HasParametrisation,
     HasTokenLaws,
     Model,
+    Paced,
     Trajectory,
 )
 from worldsim.truth import concatenate, reached
@@ -90,6 +91,8 @@ class Wrapped(nn.Module):
             self.next_token = self._next_token
         if isinstance(self.inner, HasTokenLaws):
             self.token_laws = self._token_laws
+        if isinstance(self.inner, Paced):
+            self.advance = self._advance
         self.eval()
 
     def _adopt(self, kind: str, dtype: torch.dtype) -> None:
@@ -133,6 +136,9 @@ class Wrapped(nn.Module):
     @property
     def trainable(self) -> bool:
         return bool(getattr(self.inner, "trainable", True))
+
+    def _advance(self, done: float) -> None:
+        self.inner.advance(done)
 
     def _next_token(self, tokens: Tensor) -> Tensor:
         """The inner model's law of the next token."""

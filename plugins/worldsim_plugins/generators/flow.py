@@ -10,15 +10,17 @@ nothing before frame 0: the law is taken to be autonomous and Markov.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from worldsim import Trajectory, hookimpl
 from worldsim.protocols import Backbone, Correction
+from worldsim_plugins.generators.couplings import ContextWeight, Coupling, paired
+from worldsim_plugins.generators.flow_sampling import Method, transported
 from worldsim_plugins.generators.window_network import Causal, Depth, Patch, Width, WindowNetwork
 from worldsim_plugins.generators.windows import Mend, Windows, mending, normal
 
@@ -32,6 +34,10 @@ class Flow(nn.Module):
     Built from ``truth``, whose number of frames is the window's (2 or more) and whose uniform time step is
     the only one it can roll out. States must be floating, standardised by component. Raises ValueError for
     anything else.
+
+    Reflow (Liu, Gong and Liu 2022): each round after the first has the pairs (z, x_1) of the flow as it was
+    when the round began, x_1 being where z is carried by ``steps`` of ``method``. Paths become straight, so
+    that few steps do; what the earlier flow has wrong is learned too.
 
     Coarse sampling makes futures too alike: of an exactly known normal law with deviation 0.1, 50 Euler
     steps return 0.091 and 25 midpoint steps, at the same cost, 0.0999; with deviation 0.01, 0.004 and 0.006.
@@ -54,8 +60,8 @@ class Flow(nn.Module):
         causal: Causal = False,
         steps: Annotated[int, Field(ge=1, description="sampling steps from noise to data")] = 25,
         method: Annotated[
-            Literal["euler", "midpoint"],
-            Field(description="sampling rule; midpoint evaluates the field twice a step"),
+            Method,
+            Field(description="sampling rule; midpoint and heun evaluate the field twice a step"),
         ] = "midpoint",
         guide_from: Annotated[
             float,
@@ -66,27 +72,46 @@ class Flow(nn.Module):
                 "clean estimate is an average of trajectories, which obeys no nonlinear constraint",
             ),
         ] = 0.5,
-        coupling: Annotated[
-            Literal["independent", "minibatch_ot"],
-            Field(description="how noise is paired with data in training; minibatch_ot by exact transport"),
-        ] = "independent",
-        context_weight: Annotated[
-            float,
+        coupling: Coupling = "independent",
+        context_weight: ContextWeight = 100.0,
+        training_times: Annotated[
+            Literal["uniform", "logit_normal"],
             Field(
-                gt=0,
-                description="minibatch_ot: cost of giving noise to another context, per squared distance of "
-                "the two; large is the independent coupling, small biases the conditional law",
+                description="law of the generator's time in training; logit_normal has more of the middle "
+                "(Esser et al. 2024)"
             ),
-        ] = 100.0,
+        ] = "uniform",
+        reflow: Annotated[
+            int,
+            Field(
+                ge=0,
+                le=10,
+                description="rounds that follow the first one and learn the flow's own paths, which makes "
+                "them straight; the rounds share the steps of the fit equally",
+            ),
+        ] = 0,
+        unroll: Annotated[
+            int,
+            Field(
+                ge=1,
+                le=100,
+                description="steps from a noisy window to the estimate that training penalties see: 1 is a "
+                "posterior mean, which biases the law; several come near a sample, at their cost",
+            ),
+        ] = 1,
     ) -> None:
         super().__init__()
         self.windows = Windows(truth)
         self.window, self.time_step = self.windows.frames, self.windows.time_step
         self.steps, self.method, self.guide_from = steps, method, guide_from
         self.coupling, self.context_weight = coupling, context_weight
+        self.training_times, self.reflow, self.unroll = training_times, reflow, unroll
         self.field = WindowNetwork(
             self.windows, width=width, depth=depth, backbone=backbone, patch=patch, causal=causal
         )
+        if reflow:
+            self.earlier = deepcopy(self.field).requires_grad_(False)
+            self.register_buffer("round", torch.zeros((), dtype=torch.int64))
 
     def velocity(self, x: Tensor, s: Tensor | float, context: Tensor) -> Tensor:
         """dx/ds for ``x`` ``[sample, frame, *state]`` (frames 1..), ``s`` ``[sample]`` or a number in [0, 1],
@@ -98,34 +123,64 @@ class Flow(nn.Module):
         """``[sample, feature]`` from frame 0 ``[sample, *state]`` and actions ``[sample, time, *action]``."""
         return self.windows.condition(frame, actions)
 
+    def advance(self, done: float) -> None:
+        """Begin the next round of reflow when its share of the fit has come; ``done`` is the share of the
+        fit's steps that are taken."""
+        if self.reflow and int(done * (self.reflow + 1)) > int(self.round):
+            self.earlier.load_state_dict(self.field.state_dict())
+            self.round += 1
+
     def loss(self, truth: Trajectory) -> Tensor:
         """Mean squared error of the velocity over ``truth`` ``[trajectory, 1, window, *state]``."""
         return self._match(truth)[0]
 
     def loss_and_estimate(self, truth: Trajectory) -> tuple[Tensor, Trajectory]:
-        """The loss, and x_s + (1 - s) v for the rows with s > 1/2 (at least the latest one).
+        """The loss, and where ``unroll`` steps of Euler lead from x_s, for the rows with s > 1/2 (at least
+        the latest one).
 
-        The estimate is a posterior mean: for a residual h with curvature, h(E[x_1 | x_s]) is not
-        E[h(x_1) | x_s], the difference being half the trace of h'' times the posterior covariance, and a
+        One step gives x_s + (1 - s) v, a posterior mean: for a residual h with curvature, h(E[x_1 | x_s]) is
+        not E[h(x_1) | x_s], the difference being half the trace of h'' times the posterior covariance, and a
         penalty on it biases the law (the Jensen gap). The covariance shrinks towards s = 1, hence the late
-        rows only.
+        rows only. Many steps give a sample of the flow, which has no such gap (Baldan et al. 2025).
         """
-        loss, x, s, velocity = self._match(truth)
+        loss, x, s, context, velocity = self._match(truth)
         late = s >= s.max().clamp(max=LATE)
-        clean = x + along(1 - s, x) * velocity
-        states = torch.cat([truth.states[:, 0, :1].to(clean), clean], 1)[:, None]
-        return loss, truth.rows(late).replace(states=states[late], observables={})
+        h = along((1 - s) / self.unroll, x)[late]
+        clean = x[late] + h * velocity[late]
+        for i in range(1, self.unroll):
+            at = s[late] + (1 - s[late]) * i / self.unroll
+            clean = clean + h * self.velocity(clean, at, context[late])
+        states = torch.cat([truth.states[late, 0, :1].to(clean), clean], 1)[:, None]
+        return loss, truth.rows(late).replace(states=states, observables={})
 
-    def _match(self, truth: Trajectory) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Loss, x_s ``[trajectory, frame, *state]``, s ``[trajectory]`` and velocity of a training batch."""
+    def _match(self, truth: Trajectory) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Loss, x_s ``[trajectory, frame, *state]``, s ``[trajectory]``, the context and the velocity of a
+        training batch."""
         _, data, context = self.windows.split(truth)
         noise = torch.randn(data.shape, dtype=data.dtype).to(data)
-        if self.coupling == "minibatch_ot":
-            noise = noise[transport_plan(noise, data, context, self.context_weight)]
-        s = torch.rand(len(data), dtype=data.dtype).to(data)
+        if self.reflow and self.round:
+            data = self._carried(noise, context)
+        else:
+            noise = paired(noise, data, context, self.coupling, self.context_weight)
+        s = self._training_times(data)
         x = noise + along(s, data) * (data - noise)
         velocity = self.velocity(x, s, context)
-        return (velocity - (data - noise)).square().mean(), x, s, velocity
+        return (velocity - (data - noise)).square().mean(), x, s, context, velocity
+
+    def _training_times(self, data: Tensor) -> Tensor:
+        """s ``[sample]``: uniform, or the logistic function of a normal number."""
+        if self.training_times == "uniform":
+            return torch.rand(len(data), dtype=data.dtype).to(data)
+        return torch.randn(len(data), dtype=data.dtype).sigmoid().to(data)
+
+    @torch.no_grad()
+    def _carried(self, noise: Tensor, context: Tensor) -> Tensor:
+        """Where the flow of the earlier round takes ``noise`` ``[sample, frame, *state]``."""
+
+        def velocity(x: Tensor, s: float) -> Tensor:
+            return self.earlier(x, x.new_full((len(x),), s), context)
+
+        return transported(velocity, noise, self.steps, self.method)
 
     def rollout(
         self,
@@ -191,12 +246,7 @@ class Flow(nn.Module):
             clean = x + (1 - s) * velocity
             return velocity + (mend(clean, self._covariance(x, s, context)) - clean) / (1 - s)
 
-        for i in range(self.steps):
-            velocity = field(x, i / self.steps)
-            if self.method == "midpoint":
-                velocity = field(x + velocity / (2 * self.steps), (i + 0.5) / self.steps)
-            x = x + velocity / self.steps
-        return x
+        return transported(field, x, self.steps, self.method)
 
     def _covariance(self, x: Tensor, s: float, context: Tensor) -> Callable[[Tensor], Tensor]:
         """w -> C w with C = (1 - s)^2 / s dE[x_1 | x_s] / dx_s, the covariance of x_1 given x_s (Tweedie's
@@ -215,21 +265,6 @@ class Flow(nn.Module):
 def along(s: Tensor, x: Tensor) -> Tensor:
     """``s`` ``[sample]`` to broadcast over ``x`` ``[sample, ...]``."""
     return s.reshape(-1, *[1] * (x.ndim - 1))
-
-
-def transport_plan(noise: Tensor, data: Tensor, context: Tensor, context_weight: float) -> Tensor:
-    """Which noise ``[sample]`` each row of ``data`` is given, by optimal assignment within the batch.
-
-    Cost |z_i - x_j|^2 + context_weight |c_i - c_j|^2 (Pooladian et al. 2023; Tong et al. 2023). Without the
-    second term the noise that belongs to a context is no longer normal and the conditional law is wrong;
-    with it the bias vanishes as the weight grows (Cheng and Schwing 2025, "The curse of conditions").
-    """
-
-    def squared(x: Tensor, y: Tensor) -> Tensor:
-        return torch.cdist(x.detach().flatten(1).double(), y.detach().flatten(1).double()).square()
-
-    cost = squared(data, noise) + context_weight * squared(context, context)
-    return torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1], device=noise.device)
 
 
 @torch.no_grad()
