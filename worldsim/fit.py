@@ -97,7 +97,7 @@ def _step(
     for group in optimiser.param_groups:
         group["lr"] = settings.learning_rate_at(state.step)
     if isinstance(model, Paced):
-        model.advance(state.step / settings.steps)
+        model.pace(state.step / settings.steps)
     loss = model.loss(windows(train, settings.batch, settings.window, generator(seed, "batch", state.step)))
     if not bool(torch.isfinite(loss)):
         raise FitDiverged(

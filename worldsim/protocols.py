@@ -540,7 +540,7 @@ class Estimates(Protocol):
 class Paced(Protocol):
     """A model whose loss changes in the course of a fit. What it keeps of that is in its state dict."""
 
-    def advance(self, done: float) -> None:
+    def pace(self, done: float) -> None:
         """Called before each step of a fit, with the share of the steps that are taken, in [0, 1)."""
 
 

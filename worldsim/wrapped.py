@@ -92,7 +92,7 @@ class Wrapped(nn.Module):
         if isinstance(self.inner, HasTokenLaws):
             self.token_laws = self._token_laws
         if isinstance(self.inner, Paced):
-            self.advance = self._advance
+            self.pace = self._pace
         self.eval()
 
     def _adopt(self, kind: str, dtype: torch.dtype) -> None:
@@ -137,8 +137,8 @@ class Wrapped(nn.Module):
     def trainable(self) -> bool:
         return bool(getattr(self.inner, "trainable", True))
 
-    def _advance(self, done: float) -> None:
-        self.inner.advance(done)
+    def _pace(self, done: float) -> None:
+        self.inner.pace(done)
 
     def _next_token(self, tokens: Tensor) -> Tensor:
         """The inner model's law of the next token."""

@@ -330,10 +330,10 @@ def test_reflow_learns_where_the_earlier_flow_goes(monkeypatch) -> None:
     flow = small(truth, reflow=1, steps=8)
     for weight in flow.field.parameters():
         torch.nn.init.normal_(weight, std=0.3)
-    flow.advance(0.4)
+    flow.pace(0.4)
     assert not flow.round
-    flow.advance(0.5)
-    flow.advance(0.6)
+    flow.pace(0.5)
+    flow.pace(0.6)
     assert flow.round == 1
     assert not any(weight.requires_grad for weight in flow.earlier.parameters())
     context = flow.windows.split(truth)[2]

@@ -12,7 +12,7 @@ from worldsim_plugins.backbones.recurrent import Recurrent
 from worldsim_plugins.backbones.ssm import SSM
 from worldsim_plugins.backbones.transformer import Transformer
 from worldsim_plugins.generators.believed_automaton import BelievedAutomaton
-from worldsim_plugins.generators.sequence import Sequence
+from worldsim_plugins.generators.sequence import Sequence, Streamed, sampled_continuation
 from worldsim_plugins.systems.automaton import Automaton
 
 
@@ -144,3 +144,38 @@ def test_a_backbone_that_does_not_fit_is_refused(lattice, truth):
         built(lattice, truth, width=16, backbone=Transformer(heads=3))
     with pytest.raises(ValueError, match="even number of channels"):
         built(lattice, truth, width=20, backbone=Transformer(heads=4))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES, ids=lambda one: f"{type(one).__name__}-{vars(one)}")
+def test_a_rollout_reads_every_token_once_and_has_the_laws_of_prefixes(lattice, truth, backbone, monkeypatch):
+    """L tokens with the start symbol, where prefixes read again are L (L + 1) / 2."""
+    model = built(lattice, truth, backbone=backbone, width=16).double()
+    tokens, laws = truth.states[:4, 0, :9], []
+    streamed = Streamed(model)
+    laws = [streamed(tokens[:, :length]) for length in range(2, 10)]
+    whole = model.token_laws(tokens)
+    torch.testing.assert_close(torch.stack(laws, 1), whole[:, 2:], rtol=0, atol=1e-9)
+
+    read = {"advance": 0, "forward": 0}
+    advance, forward = model.body.advance, model.body.forward
+
+    def counted(x, state=None, c=None):
+        read["advance"] += x.shape[1]
+        return advance(x, state, c)
+
+    monkeypatch.setattr(model.body, "advance", counted)
+    times = torch.arange(30.0).double()
+    streamed_rollout = model.rollout(truth.rows(slice(0, 4)).span(0, 1), times, None, 2, generator())
+    assert streamed_rollout.states.shape == (4, 2, 30)
+    assert read["advance"] == 30
+
+    monkeypatch.setattr(model.body, "advance", advance)
+
+    def counted_whole(x, c=None):
+        read["forward"] += x.shape[1]
+        return forward(x)
+
+    monkeypatch.setattr(model.body, "forward", counted_whole)
+    again = sampled_continuation(model.next_token, truth.rows(slice(0, 4)).span(0, 1), times, 2, generator())
+    assert read["forward"] == 30 * 31 // 2 - 1  # less the start symbol alone, whose law a context answers
+    assert torch.equal(again.states, streamed_rollout.states)

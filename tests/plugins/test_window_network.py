@@ -8,7 +8,8 @@ from worldsim_plugins.backbones.linear_attention import LinearAttention
 from worldsim_plugins.backbones.recurrent import Recurrent
 from worldsim_plugins.backbones.ssm import SSM
 from worldsim_plugins.backbones.transformer import Transformer
-from worldsim_plugins.generators.window_network import Tokens, WindowNetwork
+from worldsim_plugins.generators.patches import Patches
+from worldsim_plugins.generators.window_network import WindowNetwork
 from worldsim_plugins.generators.windows import Windows
 
 BACKBONES = [
@@ -63,18 +64,17 @@ def test_a_causal_network_does_not_look_ahead_and_another_does(backbone, causal)
 )
 def test_patches_tile_a_frame_and_are_put_back(shape, patch):
     over = windows(shape)
-    tokens = Tokens(over, 16, Transformer(depth=1), patch, False)
+    patches = Patches(shape, patch)
     x, context = inputs(over)
-    assert torch.equal(tokens.frames(tokens.tokens(x)), x)
+    assert torch.equal(patches.frames(patches.tokens(x)), x)
     network = built(over, backbone=Transformer(depth=1), patch=patch)
     assert network(x, torch.full((3,), 0.5, dtype=torch.float64), context).shape == x.shape
 
 
 def test_a_patch_holds_neighbours():
-    over = windows((4, 4))
-    tokens = Tokens(over, 16, Transformer(depth=1), (2, 2), False)
+    patches = Patches((4, 4), (2, 2))
     picture = torch.arange(16.0).view(1, 1, 4, 4)
-    assert tokens.tokens(picture)[0, 0].tolist() == [
+    assert patches.tokens(picture)[0, 0].tolist() == [
         [0, 1, 4, 5],
         [2, 3, 6, 7],
         [8, 9, 12, 13],

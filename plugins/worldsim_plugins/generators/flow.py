@@ -21,7 +21,8 @@ from worldsim import Trajectory, hookimpl
 from worldsim.protocols import Backbone, Correction
 from worldsim_plugins.generators.couplings import ContextWeight, Coupling, paired
 from worldsim_plugins.generators.flow_sampling import Method, transported
-from worldsim_plugins.generators.window_network import Causal, Depth, Patch, Width, WindowNetwork
+from worldsim_plugins.generators.patches import Patch
+from worldsim_plugins.generators.window_network import Causal, Depth, Width, WindowNetwork
 from worldsim_plugins.generators.windows import Mend, Windows, mending, normal
 
 LATE = 0.5
@@ -123,7 +124,7 @@ class Flow(nn.Module):
         """``[sample, feature]`` from frame 0 ``[sample, *state]`` and actions ``[sample, time, *action]``."""
         return self.windows.condition(frame, actions)
 
-    def advance(self, done: float) -> None:
+    def pace(self, done: float) -> None:
         """Begin the next round of reflow when its share of the fit has come; ``done`` is the share of the
         fit's steps that are taken."""
         if self.reflow and int(done * (self.reflow + 1)) > int(self.round):

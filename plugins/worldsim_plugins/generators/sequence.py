@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldsim import Trajectory, hookimpl
-from worldsim.protocols import Backbone, HasAutomaton, System
+from worldsim.protocols import Backbone, HasAutomaton, Streams, System
 from worldsim_plugins.backbones.recurrent import Recurrent
 
 
@@ -92,8 +92,32 @@ class Sequence(nn.Module):
         draws: int,
         generator: torch.Generator,
     ) -> Trajectory:
-        """Sampled continuations ``[trajectory, draw, time]``; frame 0 is the context's last token."""
-        return sampled_continuation(self.next_token, context, times, draws, generator)
+        """Sampled continuations ``[trajectory, draw, time]``; frame 0 is the context's last token.
+
+        A backbone that reads piece by piece reads every token once; another one reads the whole prefix again
+        for each.
+        """
+        if not isinstance(self.body, Streams):
+            return sampled_continuation(self.next_token, context, times, draws, generator)
+        return sampled_continuation(Streamed(self), context, times, draws, generator)
+
+
+class Streamed:
+    """Laws ``[n, token]`` of the next token after prefixes that grow: what was read is kept as a state."""
+
+    def __init__(self, model: Sequence) -> None:
+        self.model, self.read, self.state = model, 0, None
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """``tokens`` ``[n, length]`` must go on from those of the call before."""
+        model = self.model
+        fresh = tokens[:, self.read :].to(model.head.weight.device)
+        if not self.read:
+            fresh = torch.cat([model._start(fresh), fresh], 1)
+        h, self.state = model.body.advance(model.embedding(fresh), self.state)
+        self.read = tokens.shape[1]
+        return model.head(h[:, -1]).double().softmax(-1).to(tokens.device)
 
 
 def vocabulary_size(system: System, truth: Trajectory) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from worldsim.protocols import Backbone
 from worldsim_plugins.generators.networks import TIME_FEATURES, fourier, perceptron
+from worldsim_plugins.generators.patches import Patches, Places
 from worldsim_plugins.generators.windows import Windows
 
 Width: TypeAlias = Annotated[
@@ -22,13 +23,6 @@ Width: TypeAlias = Annotated[
 ]
 Depth: TypeAlias = Annotated[
     int, Field(ge=1, le=64, description="hidden layers of the perceptron; a backbone has a depth of its own")
-]
-Patch: TypeAlias = Annotated[
-    tuple[int, ...],
-    Field(
-        description="with a backbone, sizes of the patches that the first axes of a frame are cut into, such "
-        "as [4, 4] for a frame [row, column]; one token for each frame when left out"
-    ),
 ]
 Causal: TypeAlias = Annotated[
     bool,
@@ -88,10 +82,9 @@ class Tokens(nn.Module):
         self, windows: Windows, width: int, backbone: Backbone, patch: tuple[int, ...], causal: bool
     ) -> None:
         super().__init__()
-        self.windows, self.patch = windows, patch
-        self.cut = tiles_of(windows.state_shape, patch)
-        self.grid = (windows.frames - 1, *self.cut)
-        numbers = math.prod(windows.state_shape) // math.prod(self.cut)
+        self.windows, self.patches = windows, Patches(windows.state_shape, patch)
+        self.grid = (windows.frames - 1, *self.patches.cut)
+        numbers = self.patches.numbers
         self.actions = (windows.features - math.prod(windows.state_shape)) // (windows.frames - 1)
         self.into = nn.Linear(2 * numbers + self.actions, width)
         self.place = Places(self.grid, width)
@@ -103,10 +96,10 @@ class Tokens(nn.Module):
 
     def forward(self, x: Tensor, s: Tensor, context: Tensor) -> Tensor:
         n, frames = x.shape[:2]
-        per_frame = math.prod(self.cut)
+        per_frame = self.patches.count
         size = math.prod(self.windows.state_shape)
-        frame = self.tokens(context[:, :size].view(n, 1, *self.windows.state_shape)).expand(n, frames, -1, -1)
-        parts = [self.tokens(x), frame]
+        first = self.patches.tokens(context[:, :size].view(n, 1, *self.windows.state_shape))
+        parts = [self.patches.tokens(x), first.expand(n, frames, -1, -1)]
         if self.actions:
             acts = context[:, size:].view(n, frames, 1, self.actions)
             parts.append(acts.expand(n, frames, per_frame, self.actions))
@@ -115,49 +108,4 @@ class Tokens(nn.Module):
         if given.ndim == 3:
             given = given.repeat_interleave(per_frame, 1)
         written = self.out(self.layers(self.place(read), given))
-        return self.frames(written.unflatten(1, (frames, per_frame)))
-
-    def tokens(self, x: Tensor) -> Tensor:
-        """``[sample, frame, token, number]`` of ``[sample, frame, *state]``."""
-        for axis, size in enumerate(self.patch):
-            x = x.unflatten(2 + 2 * axis, (-1, size))
-        lead = [2 + 2 * axis for axis in range(len(self.patch))]
-        rest = [axis for axis in range(2, x.ndim) if axis not in lead]
-        n, frames = x.shape[:2]
-        return x.permute(0, 1, *lead, *rest).reshape(n, frames, math.prod(self.cut), -1)
-
-    def frames(self, tokens: Tensor) -> Tensor:
-        """The inverse of ``tokens``."""
-        n, frames = tokens.shape[:2]
-        cut, rest = len(self.patch), self.windows.state_shape[len(self.patch) :]
-        x = tokens.reshape(n, frames, *self.cut, *self.patch, *rest)
-        order = [axis for pair in zip(range(2, 2 + cut), range(2 + cut, 2 + 2 * cut)) for axis in pair]
-        x = x.permute(0, 1, *order, *range(2 + 2 * cut, x.ndim))
-        return x.reshape(n, frames, *self.windows.state_shape)
-
-
-class Places(nn.Module):
-    """Adds a learned vector for each index along each axis of the grid that tokens are flattened from."""
-
-    def __init__(self, grid: tuple[int, ...], width: int) -> None:
-        super().__init__()
-        self.along = nn.ParameterList(0.02 * torch.randn(size, width) for size in grid)
-
-    def forward(self, x: Tensor) -> Tensor:
-        place = torch.zeros_like(self.along[0][:1])
-        for vectors in self.along:
-            place = (place[:, None] + vectors).flatten(0, 1)
-        return x + place
-
-
-def tiles_of(state_shape: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
-    """How many patches there are along each axis that is cut."""
-    fits = len(patch) <= len(state_shape) and all(
-        size >= 1 and axis % size == 0 for axis, size in zip(state_shape, patch)
-    )
-    if not fits:
-        raise ValueError(
-            f"patch: patches of {list(patch)} do not tile a state of shape {list(state_shape)}; give a size "
-            "that divides it for each of its first axes"
-        )
-    return tuple(axis // size for axis, size in zip(state_shape, patch))
+        return self.patches.frames(written.unflatten(1, (frames, per_frame)))

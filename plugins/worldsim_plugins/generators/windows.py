@@ -154,6 +154,6 @@ def hold(actions: Tensor, first: int, count: int) -> Tensor:
     return actions[:, frames.clamp(max=actions.shape[1] - 1)]
 
 
-def normal(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
+def normal(shape: tuple[int, ...], generator: torch.Generator | None, like: Tensor) -> Tensor:
     """Standard normal noise as ``like``, drawn on the CPU in float64."""
     return torch.randn(shape, dtype=torch.float64, generator=generator).to(like)
