@@ -22,6 +22,7 @@ EXTRAS = {
     "report": ("jinja2", "plotly"),
     "mujoco": ("mujoco",),
     "topology": ("gudhi",),
+    "data": ("sklearn",),
     "docs": ("sphinx", "myst_parser", "furo"),
     "test": ("pytest", "hypothesis"),
     "lint": ("ruff", "mypy"),

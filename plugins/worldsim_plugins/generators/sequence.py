@@ -113,7 +113,7 @@ class Streamed:
         """``tokens`` ``[n, length]`` must go on from those of the call before."""
         model = self.model
         fresh = tokens[:, self.read :].to(model.head.weight.device)
-        if not self.read:
+        if self.state is None:
             fresh = torch.cat([model._start(fresh), fresh], 1)
         h, self.state = model.body.advance(model.embedding(fresh), self.state)
         self.read = tokens.shape[1]
