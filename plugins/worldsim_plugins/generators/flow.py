@@ -253,12 +253,14 @@ class Flow(nn.Module):
         """w -> C w with C = (1 - s)^2 / s dE[x_1 | x_s] / dx_s, the covariance of x_1 given x_s (Tweedie's
         formula, of second order: Boys et al. 2023); both ``[sample, frame, *state]``."""
 
+        late = max(s, 1e-3)  # at s = 0 it is 0 / 0
+
         def applied(w: Tensor) -> Tensor:
             with torch.enable_grad():
                 leaf = x.detach().requires_grad_()
-                clean = leaf + (1 - s) * self.velocity(leaf, s, context)
+                clean = leaf + (1 - late) * self.velocity(leaf, late, context)
                 (product,) = torch.autograd.grad(clean, leaf, w.to(leaf))
-            return product * ((1 - s) ** 2 / max(s, 1e-3))
+            return product * ((1 - late) ** 2 / late)
 
         return applied
 
