@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from worldsim.errors import ResultError
+from worldsim.report.pictures import pictures
 from worldsim.report.plots import (
     TRUTH,
     Looks,
@@ -46,7 +47,7 @@ def portraits(results: Results, scenario: str, split: str, looks: Looks) -> list
         return [_orbits(kept, looks)]
     if axes == ("component",):
         return [_phases(kept, looks)]
-    return []
+    return pictures(kept, axes, units(first).get("time", "1"))
 
 
 def _kept(results: Results, scenario: str, split: str, looks: Looks) -> dict[str, xr.Dataset]:
