@@ -27,7 +27,8 @@ TOLERANCE = 1e-10
 
 
 class Corrected:
-    """What guidance does to an estimate of the model: a Gauss-Newton step of each constraint, in turn."""
+    """What guidance does to an estimate of the model: a Gauss-Newton step of each constraint, in turn, or the
+    nearest point where that is known in closed form."""
 
     def __init__(self, model: Wrapped, guides: Sequence[Use], context: Trajectory, times: Tensor) -> None:
         self.model, self.guides, self.times = model, guides, times
@@ -41,6 +42,9 @@ class Corrected:
         model, seen = self.model, len(estimate.times)
         physical = model.formed(model.outward(estimate), self.times[:seen])
         for use in self.guides:
+            if isinstance(use.constraint, HasRetraction) and use.held.is_nearest:
+                physical = replace(physical, states=use.constraint.retract(physical).states)
+                continue
             metric = self._metric(physical, covariance) if use.held.covariance == "posterior" else None
             step = partial(gauss_newton_step, damping=use.held.noise**2, frozen=0, metric=metric)
             states = framed(step, physical, use, apart=metric is None)

@@ -52,6 +52,11 @@ class Held:
         return "-".join(ADJECTIVES[name] for name in self.mechanisms)
 
     @property
+    def is_nearest(self) -> bool:
+        """Whether guidance asks for the nearest point, wholly and by the usual distance."""
+        return self.noise == 0 and self.covariance == "identity"
+
+    @property
     def measure(self) -> str:
         """Which law is sampled.
 
