@@ -77,6 +77,8 @@ class Registry:
     broken: list[Broken] = field(default_factory=list)
     only: str | None = None
     manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager("worldsim"))
+    shelf: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """Built components that let themselves be used again, from case to case of one process."""
 
     def __post_init__(self) -> None:
         self.manager.add_hookspecs(hookspecs)

@@ -198,7 +198,8 @@ class Metric(Protocol):
     """One family of scores.
 
     A ``met_by`` attribute, pattern of names -> sentence, says of some of them who meets them without
-    understanding (``Score.met_by``).
+    understanding (``Score.met_by``). A ``reusable`` attribute that is True says that an instance may score
+    more models of the same world, and what it then knows of the truth changes no bit of a score.
     """
 
     def score(self, truth: Trajectory, prediction: Trajectory, model: Model) -> Mapping[str, Score]:

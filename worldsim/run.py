@@ -94,7 +94,7 @@ def _score(
                 truth, guess = from_dataset(kept[split].to_dataset())
                 prepare(case, model, systems[split], truth)
                 with forked(derive(case.scenario.master_seed, "score", part.key, split)):
-                    scores[split] = to_document(part.score(systems[split], truth, guess, model))
+                    scores[split] = to_document(part.score(systems[split], truth, guess, model, split))
         except WorldsimError as error:
             broken.append(error)
         else:

@@ -13,7 +13,7 @@ import torch
 from worldsim.errors import NotMeasurable, PluginError, WorldsimError
 from worldsim.params import Component
 from worldsim.protocols import Constraint, JudgesModels, Metric, Model, Score, System, Trajectory
-from worldsim.scenario import Case
+from worldsim.scenario import Case, digest
 from worldsim.store import Store
 
 
@@ -26,11 +26,13 @@ class ScoredPart:
     key: str
     case: Case
 
-    def score(self, system: System, truth: Trajectory, guess: Trajectory, model: Model) -> dict[str, Score]:
+    def score(
+        self, system: System, truth: Trajectory, guess: Trajectory, model: Model, split: str = ""
+    ) -> dict[str, Score]:
         """Raises PluginError, naming the plugin, when the metric or the constraint raises."""
         name, noun, plugins = self.component.name, self.component.noun, self.case.scenario.registry
         try:
-            built = self.component.build(plugins, system=system)
+            built = self.built(system, split)
             if noun == "constraint":
                 return with_caveats(built, residual_scores(name, built, guess, truth, model))
             return score_with(name, built, truth, guess, model)
@@ -42,6 +44,26 @@ class ScoredPart:
             provider = plugins.provider(noun, name)
             told = f"{type(error).__name__}: {error}"
             raise PluginError(f"{noun} {name!r} of {provider} raised {told}") from error
+
+    def built(self, system: System, split: str) -> Any:
+        """The component, or for a ``split`` one built before in this process where it lets itself be used
+        again: what it knows of the truth, such as a floor, is not computed for each model."""
+        plugins = self.case.scenario.registry
+        if not split or not getattr(
+            plugins.builder(self.component.noun, self.component.name), "reusable", False
+        ):
+            return self.component.build(plugins, system=system)
+        shelf = plugins.shelf
+        key = digest([self.component.canonical(), self.case.scenario.split_systems[split].canonical()])
+        if key not in shelf:
+            while len(shelf) >= SHELF:
+                del shelf[next(iter(shelf))]
+            shelf[key] = self.component.build(plugins, system=system)
+        return shelf[key]
+
+
+SHELF = 8
+"""How many reusable metrics a process keeps."""
 
 
 def scored_parts(case: Case) -> list[ScoredPart]:

@@ -63,6 +63,8 @@ class Wasserstein:
     below the floor; rollouts that are not finite leave nothing measurable.
     """
 
+    reusable = True
+
     met_by: Mapping[str, str] = {
         "*": "shuffled and memoriser: true trajectories of other starts have the right law",
     }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from worldsim import NotMeasurable, Score
-from worldsim.protocols import HasActions, System
+from worldsim.protocols import HasActions, HasUnseenStart, System
 from worldsim_plugins.metrics.comparison import within
 
 BLOCK = 1024
@@ -41,12 +41,14 @@ def afresh(
     """New true states ``[n, frame, component]`` at ``times[frames]``, and which of them are reached."""
     actions, grid = None, torch.cat([torch.zeros_like(times[:1]), times[frames]])
     start = system.sample(n, generator)
-    if isinstance(system, HasActions):
-        # Actions are held from frame to frame, so that the law of a driven system needs every frame.
+    whole = isinstance(system, HasActions | HasUnseenStart)
+    if whole:
+        # Actions are held from frame to frame, and an unseen start is at frame 1, whichever are asked for.
         grid = whole_grid(times)
+    if isinstance(system, HasActions):
         actions = system.sample_actions(n, grid, generator)
     truth = system.simulate(start, grid, actions, generator)
-    at = len(grid) - len(times) + frames if actions is not None else torch.arange(1, len(grid))
+    at = len(grid) - len(times) + frames if whole else torch.arange(1, len(grid))
     states = truth.states[:, 0, at].double()
     return states.reshape(n, len(at), -1), within(truth)[:, at]
 
