@@ -96,12 +96,25 @@ def run(
     refuse_unknown(cases, models, seeds)
     root = Path(out)
     write_plan(root, scenarios, cases)
-    chosen = [task_of(case, root, plugins) for case in cases if wanted(case, models, seeds)]
+    asked = [case for case in cases if wanted(case, models, seeds)]
+    chosen = [task_of(case, root, plugins) for case in in_turn(asked)]
     executor = executor or (Local(workers, timeout) if workers else InProcess())
     for receipt in executor.run(pending(chosen, Results(root))):
         if on_receipt:
             on_receipt(receipt)
     return Results(root)
+
+
+def in_turn(cases: Sequence[Case]) -> list[Case]:
+    """Within each scenario, cases that train before those that take over what was trained, so that two
+    workers seldom train the same weights at once."""
+    fits: set[str] = set()
+    first = {}
+    for case in cases:
+        first[case.key] = not case.is_baseline and case.fit_key not in fits
+        fits.add(case.fit_key)
+    place = {case.scenario.name: i for i, case in reversed(list(enumerate(cases)))}
+    return sorted(cases, key=lambda case: (place[case.scenario.name], not first[case.key]))
 
 
 def gather(target: Any, plugins: Sequence[str | Path]) -> list[Scenario]:

@@ -256,23 +256,32 @@ class Case:
 
     @cached_property
     def fit_key(self) -> str:
-        """Hash of what its weights mean: nothing that only the scored splits say."""
+        """Hash of what its weights mean: nothing that only the scored splits or the sampling say."""
         meaning = dict(self.meaning)
         del meaning["draws"]
         train = {k: v for k, v in meaning["splits"].items() if k in ("train", "validation")}
-        shaping = {"penalty", "structure"}
-        uses = [use for use in meaning["uses"] if shaping & set(use["held"]["mechanisms"])]
-        return digest({**meaning, "splits": train, "uses": uses, "kind": "fit"})
+        shaping = [use for use in self.uses if {"penalty", "structure"} & set(use.held.mechanisms)]
+        changes = {"splits": train, "uses": list(map(_meant, shaping)), "plugins": self._versions(shaping)}
+        return digest({**meaning, **changes, "kind": "fit"})
+
+    @property
+    def uses(self) -> tuple[ConstraintUse, ...]:
+        """The constraints that the model is held to."""
+        return () if self.is_baseline else self.spec.uses
+
+    def _versions(self, uses: Sequence[ConstraintUse]) -> list[list[str]]:
+        """The plugins of the systems, of the model and of ``uses``."""
+        scenario = self.scenario
+        parts = [*scenario.split_systems.values(), *([] if self.is_baseline else [self.spec.component])]
+        parts += [use.component for use in uses]
+        plugins = {p for part in parts for p in part_providers(part, scenario.registry)}
+        return sorted([p.name, p.distribution, p.version, p.cache_version] for p in plugins)
 
     @cached_property
     def meaning(self) -> dict[str, Any]:
         """The key document; it is kept in the result, so that a later key scheme can be migrated."""
         scenario, spec = self.scenario, None if self.is_baseline else self.spec
         data = scenario.data.model_dump(mode="json", exclude={"splits"})
-        parts = [*scenario.split_systems.values(), *([spec.component] if spec else [])]
-        uses = spec.uses if spec else ()
-        parts += [use.component for use in uses]
-        plugins = {p for part in parts for p in part_providers(part, scenario.registry)}
         return {
             "schema": SCHEMA_VERSION,
             "worldsim": __version__,
@@ -286,22 +295,22 @@ class Case:
                 for name, settings in scenario.data.splits.items()
             },
             "model": spec.component.canonical() if spec else {"baseline": self.model},
-            "uses": [
-                {
-                    "constraint": u.component.canonical(),
-                    "held": {**asdict(u.held), "mechanisms": list(u.held.mechanisms)},
-                }
-                for u in uses
-            ],
+            "uses": list(map(_meant, self.uses)),
             "fit": spec.fit.model_dump(mode="json") if spec else None,
             "draws": scenario.draws,
             "seed": self.seed,
             "device": self.device.partition(":")[0],
             "dtype": self.dtype,
-            "plugins": sorted([p.name, p.distribution, p.version, p.cache_version] for p in plugins),
+            "plugins": self._versions(self.uses),
         }
 
     def metric_key(self, part: Component, splits: Sequence[str]) -> str:
         owners = set(part_providers(part, self.scenario.registry))
         versions = sorted([p.name, p.distribution, p.version, p.cache_version] for p in owners)
         return digest([part.canonical(), list(splits), versions, __version__])
+
+
+def _meant(use: ConstraintUse) -> dict[str, Any]:
+    """A use in a key document."""
+    held = {**asdict(use.held), "mechanisms": list(use.held.mechanisms)}
+    return {"constraint": use.component.canonical(), "held": held}
