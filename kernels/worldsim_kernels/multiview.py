@@ -135,17 +135,68 @@ def loop_closure(rotations: Tensor, translations: Tensor) -> tuple[Tensor, Tenso
 
 
 class Agreement(NamedTuple):
-    """How two images with depth agree under a motion, each over the pixels that both see.
+    """How two images with depth agree under a motion, each over the pixels that count.
 
-    photometric  mean |I'(p') - I(p)|; NaN when nothing is visible
-    depth        mean |z' - D'(p')| / D'(p') over the pixels that fall into the second image, whether or not
-                 the depths agree: visibility cannot hide a wrong scale from it
-    visible      share of the pixels whose point is in front, inside, and not occluded
+    photometric  mean |I'(p') - I(p)| over those that are visible; NaN when nothing is
+    depth        mean |z' - D'(p')| / z' over those that fall into the second image, whether or not the depths
+                 agree: visibility cannot hide a wrong scale from it
+    visible      share of those whose point is in front, inside, and not occluded
     """
 
     photometric: Tensor
     depth: Tensor
     visible: Tensor
+
+
+class Carried(NamedTuple):
+    """Where the pixels of one view go in another.
+
+    place    ``[..., pixel, (u, v)]``
+    depth    ``[..., pixel]``, z'
+    there    ``[..., pixel]`` depth of the second view at that place; beyond its edge, that of the edge
+    inside   ``[..., pixel]`` bool: in front of the second view and in its picture
+    visible  ``[..., pixel]`` bool: inside, and not occluded: |z' - there| < tolerance z'
+    """
+
+    place: Tensor
+    depth: Tensor
+    there: Tensor
+    inside: Tensor
+    visible: Tensor
+
+
+def sampled(picture: Tensor, place: Tensor) -> Tensor:
+    """``picture`` ``[..., height, width]`` at ``place`` ``[..., pixel, (u, v)]``, bilinear, ``[..., pixel]``;
+    beyond its edge, the value of the edge."""
+    *batch, height, width = picture.shape
+    place = place.expand(*batch, *place.shape[-2:])
+    grid = 2 * place / torch.tensor([width - 1, height - 1]).to(place) - 1
+    count = picture.shape[:-2].numel()
+    found = grid_sample(
+        picture.reshape(count, 1, height, width),
+        grid.reshape(count, 1, *place.shape[-2:]),
+        padding_mode="border",
+        align_corners=True,
+    )
+    return found.reshape(*batch, -1)
+
+
+def carried(
+    places: Tensor,
+    depth: Tensor,
+    second: Tensor,
+    intrinsics: Tensor,
+    rotation: Tensor,
+    translation: Tensor,
+    tolerance: float = 0.05,
+) -> Carried:
+    """What is at ``places`` ``[..., pixel, (u, v)]`` and ``depth`` ``[..., pixel]`` of one view, in a view of
+    depths ``second`` ``[..., height, width]`` after the motion x' = R x + t."""
+    at, z = reprojected(places, depth, intrinsics, rotation, translation[..., None, :])
+    size = torch.tensor([second.shape[-1] - 1, second.shape[-2] - 1]).to(at)
+    inside = ((at >= 0) & (at <= size)).all(-1) & (z > 0)
+    there = sampled(second, at)
+    return Carried(at, z, there, inside, inside & ((z - there).abs() < tolerance * z))
 
 
 def view_agreement(
@@ -155,31 +206,38 @@ def view_agreement(
     rotation: Tensor,
     translation: Tensor,
     tolerance: float = 0.05,
+    counted: Tensor | None = None,
 ) -> Agreement:
-    """Photometric and geometric consistency of ``images`` and ``depths`` ``[height, width]`` of two views.
+    """Photometric and geometric consistency of ``images`` and ``depths`` ``[..., height, width]``, two views.
 
     A point is visible when it is inside the second image, in front of it, and |z' - D'(p')| < tolerance z'
-    (Bian et al. 2019, who weigh by it). A low visible share voids the photometric number.
+    (Bian et al. 2019, who weigh by it). A low visible share voids the photometric number. ``counted``
+    ``[..., height, width]`` bool leaves pixels out of all three; left out, all count.
     """
-    height, width = images[0].shape
-    grid = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), -1)
-    pixels = grid.reshape(-1, 2).to(depths[0])
-    at, z = reprojected(pixels, depths[0].flatten(), intrinsics, rotation, translation)
-    size = torch.tensor([width - 1, height - 1]).to(at)
-    inside = ((at >= 0) & (at <= size)).all(-1) & (z > 0)
-
-    def sampled(image: Tensor) -> Tensor:
-        place = (2 * at / size - 1)[None, None]
-        return grid_sample(image[None, None], place, align_corners=True)[0, 0, 0]
-
-    there = sampled(depths[1])
-    apart = (z - there).abs()
-    visible = inside & (apart < tolerance * z)
+    pixels = pixel_grid(*images[0].shape[-2:]).to(depths[0])
+    found = carried(pixels, depths[0].flatten(-2), depths[1], intrinsics, rotation, translation, tolerance)
+    counts = torch.ones_like(found.inside) if counted is None else counted.flatten(-2)
+    apart = (found.depth - found.there).abs() / found.depth
+    change = (sampled(images[1], found.place) - images[0].flatten(-2)).abs()
+    visible = found.visible & counts
     return Agreement(
-        (sampled(images[1]) - images[0].flatten()).abs()[visible].mean(),
-        (apart / there)[inside].mean(),
-        visible.double().mean(),
+        mean_where(change, visible),
+        mean_where(apart, found.inside & counts),
+        visible.double().sum(-1) / counts.sum(-1),
     )
+
+
+def mean_where(value: Tensor, counted: Tensor) -> Tensor:
+    """Mean over the last axis where ``counted``; NaN where nothing is."""
+    return torch.where(counted, value, 0.0).sum(-1) / counted.sum(-1)
+
+
+def pixel_grid(height: int, width: int) -> Tensor:
+    """Centres ``[height * width, (u, v)]`` of the pixels of a picture, row by row, float64."""
+    down, right = torch.meshgrid(
+        torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij"
+    )
+    return torch.stack([right.flatten(), down.flatten()], -1)
 
 
 def moved(first: Tensor, second: Tensor, threshold: float) -> Tensor:
