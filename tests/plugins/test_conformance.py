@@ -18,6 +18,7 @@ ARGUMENTS = {
     # Short walks, for speed.
     "chaos": {"params": {"chaos": {"walkers": 2, "steps": 10, "transient": 0}}},
     "consistency_3d": {"system": "tracked_points"},
+    "consistency_3d_constraint": {"system": "tracked_points"},
     "divergence_free": {"system": "incompressible_flow"},
     "film": {"system": "pendulum_frames"},
     "generative_hamiltonian": {

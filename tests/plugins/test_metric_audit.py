@@ -213,6 +213,8 @@ EXTRA = {
     "doubling": world("doubling_map", "rollout", "coherence", "chaos", step=1.0, frames=4, n=128),
     "heat": world("heat", "rollout", "spectra", {"name": "causality", "speed": 1.0}, "topology", "coherence"),
     "burgers": world("burgers", "rollout", "spectra", "topology", frames=4),
+    "tracks_of_the_second_frame": world("tracked_points", "rollout", step=0.2)
+    | {"constraints": [{"name": "consistency_3d", "reference": "second"}]},
     "lattice_information": world(LATTICE, "information", step=1.0, n=256),
 }
 
