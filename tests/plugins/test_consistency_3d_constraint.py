@@ -10,7 +10,7 @@ import torch
 from worldsim_kernels.project import project
 from worldsim_plugins.constraints.consistency_3d import Consistency3D
 from worldsim_plugins.systems.pendulum import Pendulum
-from worldsim_plugins.systems.pendulum_frames import PendulumFrames
+from worldsim_plugins.systems.scenes import Scenes
 from worldsim_plugins.systems.tracked_points import TrackedPoints
 from worldsim_plugins.systems.unseen_start import UnseenStart
 
@@ -153,6 +153,6 @@ def test_projection_by_its_slope_finds_the_same_body():
 
 
 def test_what_has_no_tracks_or_no_camera_is_refused():
-    for system in (Pendulum(), PendulumFrames()):
+    for system in (Pendulum(), Scenes()):
         with pytest.raises(ValueError, match="needs tracks"):
             Consistency3D(system)
