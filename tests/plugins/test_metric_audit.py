@@ -215,6 +215,9 @@ EXTRA = {
     "burgers": world("burgers", "rollout", "spectra", "topology", frames=4),
     "tracks_of_the_second_frame": world("tracked_points", "rollout", step=0.2)
     | {"constraints": [{"name": "consistency_3d", "reference": "second"}]},
+    "driven_scene": world(
+        {"name": "driven_scenes", "points": 1}, {"name": "consistency_3d", "gap": 2}, step=0.2
+    ),
     "lattice_information": world(LATTICE, "information", step=1.0, n=256),
 }
 

@@ -23,6 +23,7 @@ EXTRAS = {
     "mujoco": ("mujoco",),
     "topology": ("gudhi",),
     "data": ("sklearn",),
+    "vision": ("cv2",),
     "docs": ("sphinx", "myst_parser", "furo"),
     "test": ("pytest", "hypothesis"),
     "lint": ("ruff", "mypy"),

@@ -10,19 +10,20 @@ For frames t and t + gap of one prediction, their tracks p, p' and depths z, z':
     loop          motions of the model's points round frames 0, g, 2 g and back to 0, from the identity
 
 A still picture agrees with itself and with nothing that moves: pairs whose tracks do not move are let out and
-counted, and where none moves nothing is measured.
+counted, and where none moves nothing is measured. Of frames instead of tracks, see ``frame_consistency``
+and ``recovered_consistency``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from worldsim import NotMeasurable, Score, Trajectory, hookimpl
+from worldsim import Score, Trajectory, hookimpl
 from worldsim.protocols import HasCamera, Metric, Model, System
 from worldsim_kernels.multiview import (
     fundamental,
@@ -33,34 +34,40 @@ from worldsim_kernels.multiview import (
     sampson_distance,
     unprojected,
 )
-from worldsim_plugins.metrics.comparison import mean_interval
+from worldsim_plugins.metrics.frame_consistency import KnownPose
+from worldsim_plugins.metrics.recovered_consistency import RecoveredPose
+from worldsim_plugins.metrics.seen_frames import ShowsViews
+from worldsim_plugins.metrics.view_pairs import Motion, check_length, gated, moving, over_pairs
 
 NAMES = ("sampson", "reprojection", "depth_error", "rotation_error", "translation_error")
 UNITS = {"loop_rotation": "degree", "rotation_error": "degree"}
 
 
-class Motion(NamedTuple):
-    """``rotation [..., 3, 3]`` and ``translation [..., 3]`` of x' = R x + t."""
-
-    rotation: Tensor
-    translation: Tensor
-
-
 class Consistency3D:
-    """Means over the points of a pair, over pairs and trajectories:
+    """Means over points, pairs and trajectories; over tracks ``[..., point, (u, v, depth)]``:
 
     sampson, reprojection      pixels
     depth_error, translation_error  relative
     rotation_error             degrees
     loop_rotation, loop_translation  degrees; length over the length of the way round
-    moving                     share of pairs that move by more than ``still`` pixels, of those that truly do
 
-    Each but ``moving`` is over the pairs that move. Needs a system with a camera, whose states are
-    ``[..., point, (u, v, depth)]``. NotMeasurable for a prediction that stands still, and for fewer than
-    ``gap`` + 1 frames.
+    over frames with depth, by the known motion of the camera:
+
+    photometric                brightness; not measurable where less than half of the pixels are visible
+    depth_error                relative
+    visible                    share of the pixels whose depths agree, of those that both views truly see
+    loop                       pixels
+
+    and over frames, where ``pose`` is recovered: sampson, rotation_error and loop_rotation. In all cases
+
+    moving                     share of pairs that move, of those that truly do: tracks by more than ``still``
+                               pixels, frames by more than a quarter of the true change of brightness
+
+    Each but ``moving`` is over the pairs that move, with what the truth scores as its floor. Needs a system
+    with a camera. NotMeasurable for a prediction that stands still, for fewer than ``gap`` + 1 frames, and
+    for a pose that cannot be recovered: without OpenCV (the extra ``vision``), or from too few corners.
     """
 
-    needs = ("HasCamera",)
     met_by: Mapping[str, str] = {
         "*": "shuffled and memoriser, which show true scenes, though others",
     }
@@ -73,41 +80,44 @@ class Consistency3D:
         still: Annotated[
             float, Field(ge=0, description="median displacement up to which tracks stand still, pixels")
         ] = 0.5,
+        pose: Annotated[
+            Literal["known", "recovered"],
+            Field(
+                description="frames only: compare depths and colours under the camera's known motion, or the "
+                "motion that OpenCV recovers from what is shown"
+            ),
+        ] = "known",
     ) -> None:
-        if not isinstance(system, HasCamera):
+        kind = KnownPose if pose == "known" else RecoveredPose
+        self.frames = kind(system, gap) if isinstance(system, ShowsViews) else None
+        if self.frames is None and not isinstance(system, HasCamera):
             raise ValueError(f"consistency_3d needs a system with a camera, {type(system).__name__} has none")
         self.system, self.gap, self.still = system, gap, still
 
     def score(self, truth: Trajectory, prediction: Trajectory, model: Model) -> Mapping[str, Score]:
-        """The scores above of ``prediction`` ``[trajectory, draw, time, point, (u, v, depth)]``."""
-        frames = len(prediction.times)
-        if frames <= self.gap:
-            raise NotMeasurable(f"{frames} frames hold no two views {self.gap} frames apart; lessen gap")
+        """The scores above of ``prediction`` ``[trajectory, draw, time, *state]``."""
+        check_length(len(prediction.times), self.gap)
         states = prediction.states.double()
         failed = int((~torch.isfinite(states)).flatten(1).any(1).sum())
         if failed:
             reason = f"{failed} of {len(states)} predictions are not finite; none is left out"
-            return {name: Score(float("nan"), n=len(states), failed=failed, reason=reason) for name in NAMES}
+            names = NAMES if self.frames is None else self.frames.names
+            return {name: Score(float("nan"), n=len(states), failed=failed, reason=reason) for name in names}
+        if self.frames is not None:
+            return self.frames.score(truth, prediction)
         first, second = states[:, :, : -self.gap], states[:, :, self.gap :]
         goes = moved(first[..., :2], second[..., :2], self.still)
         right = truth.states.double()
         truly = moved(right[:, :, : -self.gap, :, :2], right[:, :, self.gap :, :, :2], self.still)
-        if not bool(truly.any()):
-            raise NotMeasurable("the true tracks stand still from view to view; lengthen gap")
-        if not bool((goes & truly).any()):
-            raise NotMeasurable(
-                "the prediction stands still where the truth moves: any still picture is consistent"
-            )
+        counted = gated(goes, truly)
         seconds = prediction.times[self.gap :] - prediction.times[: -self.gap]
         found = self.measured(first, second, Motion(*self.system.camera_motion(seconds)))
-        scores = {name: self.over_pairs(name, value, goes & truly) for name, value in found.items()}
-        if frames > 2 * self.gap:
-            scores |= self.loops(states, goes & truly)
-        share = (goes & truly).flatten(1).sum(1) / truly.expand_as(goes).flatten(1).sum(1).double()
-        scores["moving"] = Score(
-            float(share.nanmean()), better="higher", floor=1.0, interval=mean_interval(share), n=len(share)
-        )
-        return scores
+        scores = {
+            name: over_pairs(value, counted, units=UNITS.get(name, "1")) for name, value in found.items()
+        }
+        if len(prediction.times) > 2 * self.gap:
+            scores |= self.loops(states, counted)
+        return scores | {"moving": moving(goes, truly)}
 
     def measured(self, first: Tensor, second: Tensor, camera: Motion) -> dict[str, Tensor]:
         """Each score of every pair of views, ``[trajectory, draw, pair]``."""
@@ -135,29 +145,13 @@ class Consistency3D:
         found = loop_closure(motion.rotation, motion.translation)
         round_trip = (goes[:, :, 0] & goes[:, :, self.gap])[..., None]
         return {
-            name: self.over_pairs(name, value[..., None], round_trip)
+            name: over_pairs(value[..., None], round_trip, units=UNITS.get(name, "1"))
             for name, value in zip(("loop_rotation", "loop_translation"), found)
         }
 
     def places(self, states: Tensor) -> Tensor:
         """Places in the camera's coordinates ``[..., point, 3]``."""
         return unprojected(states[..., :2], states[..., 2], self.system.intrinsics)
-
-    def over_pairs(self, name: str, value: Tensor, counted: Tensor) -> Score:
-        """The mean of ``value [trajectory, draw, pair]`` where ``counted``; trajectories are independent."""
-        counted = counted.expand_as(value)
-        units = UNITS.get(name, "1")
-        moves = counted.flatten(1).any(1)
-        if not bool(moves.any()):
-            return Score(float("nan"), units=units, n=0, reason="no way round has views that move")
-        rows = torch.where(counted, value, 0.0).flatten(1).sum(1)[moves] / counted.flatten(1).sum(1)[moves]
-        failed = int((~torch.isfinite(rows)).sum())
-        if failed:
-            reason = (
-                f"{failed} of {len(rows)} predictions that move have no finite geometry; none is left out"
-            )
-            return Score(float("nan"), units=units, n=len(rows), failed=failed, reason=reason)
-        return Score(float(rows.mean()), units=units, floor=0.0, interval=mean_interval(rows), n=len(rows))
 
 
 def carrying(first: Tensor, second: Tensor) -> Motion:
