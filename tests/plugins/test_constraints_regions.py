@@ -135,6 +135,14 @@ def test_a_rollout_that_is_not_finite_is_flagged() -> None:
     assert found.status.tolist() == [0, 0, Status.NOT_FINITE, 0, 0, 0]
 
 
+def test_a_blank_frame_is_not_mapped_far_away() -> None:
+    """softplus gives 0 of minus infinity alone: one such frame would spoil the scale of all others."""
+    right = truth(UNSEEN)
+    free = Positivity(UNSEEN).free(right)
+    assert not free.states[:, :, 0].any()
+    assert free.states[:, :, 1:].abs().max() < 20
+
+
 def test_walls_reflect_what_is_near_and_keep_what_is_inside() -> None:
     constraint = Boundary(BouncingBalls())
     y = Trajectory(torch.tensor([[[[1.0, 2.0], [-0.25, 2.0]]]], dtype=torch.float64), torch.arange(2.0))

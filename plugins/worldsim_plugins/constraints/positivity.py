@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from worldsim import Trajectory, hookimpl
-from worldsim.protocols import System
+from worldsim.protocols import HasUnseenStart, System
 from worldsim_plugins.constraints import anchored
 
 LEAST = 1e-12
@@ -74,6 +74,7 @@ class Positivity:
             )
         typical = starts.square().mean(0).sqrt()
         typical = torch.where(typical > 0, typical, typical.max())
+        self.blank = isinstance(system, HasUnseenStart)
         self.scale = typical if scale is None else torch.full_like(typical, scale)
 
     def residual(self, trajectory: Trajectory) -> Tensor:
@@ -104,9 +105,13 @@ class Positivity:
         return self._chosen(free, states, x).replace(observables={})
 
     def _chosen(self, like: Trajectory, states: Tensor, mapped: Tensor) -> Trajectory:
-        """``mapped``, in scales, in the place of the chosen components."""
+        """``mapped``, in scales, in the place of the chosen components; a blank frame stays as it is, since
+        what it would be mapped to is far from all else that a model sees."""
         chosen, scale = self.chosen.to(states.device), self.scale.to(states)
-        return like.replace(states=torch.where(chosen, scale * mapped, states))
+        mapped = torch.where(chosen, scale * mapped, states)
+        if self.blank:
+            mapped = torch.cat([states[:, :, :1], mapped[:, :, 1:]], 2)
+        return like.replace(states=mapped)
 
 
 @hookimpl
