@@ -23,8 +23,8 @@ class GaussianDenoiser:
         return self._scaled(x, ((self.variances + end**2) / (self.variances + start**2)).sqrt())
 
     def _scaled(self, x: Tensor, factors: Tensor) -> Tensor:
-        along: Tensor = (x - self.mean) @ self.axes * factors
-        return self.mean + along @ self.axes.mT
+        scaled: Tensor = self.mean + (x - self.mean) @ self.axes * factors @ self.axes.mT
+        return scaled
 
 
 class MixtureDenoiser:

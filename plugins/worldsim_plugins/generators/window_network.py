@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from worldsim.protocols import Backbone
-from worldsim_plugins.generators.networks import TIME_FEATURES, fourier, perceptron
+from worldsim_plugins.generators.networks import OCTAVES, TIME_FEATURES, fourier, perceptron
+from worldsim_plugins.generators.networks import octaves as octaves_of
 from worldsim_plugins.generators.patches import Patches, Places
 from worldsim_plugins.generators.windows import Windows
 
@@ -37,6 +38,9 @@ class WindowNetwork(nn.Module):
 
     Built for ``windows``. Raises ValueError for ``causal`` or ``patch`` without a backbone, for patches that
     do not tile a frame, and for causal ones: the patches of a frame would have an order.
+
+    beside   how many numbers of a sample it is told beside the context, such as whether that was dropped
+    octaves  whether it sees sines and cosines of the noisy numbers too; for the perceptron alone
     """
 
     def __init__(
@@ -48,38 +52,52 @@ class WindowNetwork(nn.Module):
         backbone: Backbone | None = None,
         patch: tuple[int, ...] = (),
         causal: bool = False,
+        beside: int = 0,
+        octaves: bool = False,
     ) -> None:
         super().__init__()
+        if octaves and backbone is not None:
+            raise ValueError("octaves are for the perceptron: leave them or the backbone out")
         if backbone is None and (causal or patch):
             raise ValueError(
                 f"{'causal' if causal else 'patch'} needs a backbone: a perceptron sees the window whole"
             )
         if causal and patch:
             raise ValueError("patch: the patches of one frame have no order in time; leave it or causal out")
-        self.windows = windows
+        self.windows, self.octaves = windows, octaves
+        seen = windows.size * (1 + 2 * OCTAVES) if octaves else windows.size
         body = perceptron if backbone is None else None
         if body is not None:
             self.body: nn.Module = body(
-                windows.size + windows.features + TIME_FEATURES, width, depth, windows.size
+                seen + windows.features + TIME_FEATURES + beside, width, depth, windows.size
             )
         else:
-            self.body = Tokens(windows, width, backbone, patch, causal)  # type: ignore[arg-type]
+            self.body = Tokens(windows, width, backbone, patch, causal, beside)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, s: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, s: Tensor, context: Tensor, beside: Tensor | None = None) -> Tensor:
         """``x`` ``[sample, frame, *state]`` (frames 1..), ``s`` ``[sample]``, or ``[sample, frame]`` where
         there is a backbone, any number that says how noisy x is and changes by about 1 over its range;
-        ``context`` ``[sample, feature]`` as ``Windows.condition`` makes it."""
+        ``context`` ``[sample, feature]`` as ``Windows.condition`` makes it; ``beside`` ``[sample,
+        beside]``."""
+        beside = x.new_empty(len(x), 0) if beside is None else beside
         if isinstance(self.body, Tokens):
-            return self.body(x, s, context)
-        return self.body(torch.cat([x.flatten(1), context, fourier(s)], 1)).view_as(x)
+            return self.body(x, s, context, beside)
+        seen = octaves_of(x.flatten(1)) if self.octaves else x.flatten(1)
+        return self.body(torch.cat([seen, context, fourier(s), beside], 1)).view_as(x)
 
 
 class Tokens(nn.Module):
     """A backbone over the tokens of a window. Each token is read beside the same place of frame 0 and the
-    action that led to its frame; how noisy it is conditions the layers."""
+    action that led to its frame; how noisy it is, and what is said beside, conditions the layers."""
 
     def __init__(
-        self, windows: Windows, width: int, backbone: Backbone, patch: tuple[int, ...], causal: bool
+        self,
+        windows: Windows,
+        width: int,
+        backbone: Backbone,
+        patch: tuple[int, ...],
+        causal: bool,
+        beside: int = 0,
     ) -> None:
         super().__init__()
         self.windows, self.patches = windows, Patches(windows.state_shape, patch)
@@ -88,13 +106,14 @@ class Tokens(nn.Module):
         self.actions = (windows.features - math.prod(windows.state_shape)) // (windows.frames - 1)
         self.into = nn.Linear(2 * numbers + self.actions, width)
         self.place = Places(self.grid, width)
-        self.noise = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        told = TIME_FEATURES + beside
+        self.noise = nn.Sequential(nn.Linear(told, width), nn.SiLU(), nn.Linear(width, width))
         self.layers = backbone.layers(width, causal=causal, given=width, grid=self.grid)
         self.out = nn.Linear(width, numbers)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, s: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, s: Tensor, context: Tensor, beside: Tensor) -> Tensor:
         n, frames = x.shape[:2]
         per_frame = self.patches.count
         size = math.prod(self.windows.state_shape)
@@ -104,7 +123,8 @@ class Tokens(nn.Module):
             acts = context[:, size:].view(n, frames, 1, self.actions)
             parts.append(acts.expand(n, frames, per_frame, self.actions))
         read = self.into(torch.cat(parts, -1)).flatten(1, 2)
-        given = self.noise(fourier(s.flatten())).unflatten(0, s.shape)
+        told = beside.view(n, *[1] * (s.ndim - 1), -1).expand(*s.shape, -1)
+        given = self.noise(torch.cat([fourier(s.flatten()).unflatten(0, s.shape), told], -1))
         if given.ndim == 3:
             given = given.repeat_interleave(per_frame, 1)
         written = self.out(self.layers(self.place(read), given))
