@@ -18,7 +18,10 @@ def study(monkeypatch):
 
 
 QUICK = {
-    **{f"s{n:02}": {} for n in (1, 2, 6, 7, 8, 10, 12, 14, 18, 24, 32, 34, 37, 42, 43, 44, 47, 54, 55)},
+    **{
+        f"s{n:02}": {}
+        for n in (1, 2, 6, 7, 8, 10, 12, 13, 14, 18, 19, 24, 32, 34, 37, 42, 43, 44, 47, 54, 55)
+    },
     "b6": {"paths": 50_000},
     "s03": {"tokens": 2**16},  # the stream of a million tokens is for the studies
     "s33": {"steps": 200},  # dropless and dropped need no training, only the balance does
@@ -39,6 +42,12 @@ def test_a_quick_study_holds(study, name, settings):
 def test_the_delta_rule_tracks_permutations(study):
     """The constructed half of a study whose other half trains for half a minute."""
     assert study("s11").swap_error(0) < 1e-9
+
+
+def test_conditioning_costs_what_it_should(study):
+    """The half of a study that trains nothing."""
+    module = study("s20")
+    module.check_account(module.accounted())
 
 
 def test_every_study_states_its_claim(study):
