@@ -180,7 +180,7 @@ def test_what_a_backbone_cannot_be_it_refuses():
         Transformer(experts=1).layers(WIDTH)
     with pytest.raises(ValueError, match="experts: 4 of mlp 'gelu'"):
         LinearAttention(experts=4, mlp="gelu").layers(WIDTH)
-    with pytest.raises(ValueError, match=r"attn, conv in 'attn ssm conv\+experts'; allowed are attention, "):
+    with pytest.raises(ValueError, match=r"attn, conv in layers 'attn ssm conv\+experts'; allowed are at"):
         Hybrid(layers="attn ssm conv+experts")
     with pytest.raises(ValueError, match="mambavision looks at the next token"):
         Hybrid(layers="ssm mambavision").layers(WIDTH)

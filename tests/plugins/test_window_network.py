@@ -4,8 +4,14 @@ import pytest
 import torch
 
 from worldsim import Trajectory
+from worldsim_plugins.backbones.diffussm import DiffuSSM
+from worldsim_plugins.backbones.early_exit import EarlyExit
+from worldsim_plugins.backbones.hybrid import Hybrid
 from worldsim_plugins.backbones.linear_attention import LinearAttention
+from worldsim_plugins.backbones.linear_dit import LinearDiT
 from worldsim_plugins.backbones.recurrent import Recurrent
+from worldsim_plugins.backbones.retention import Retention
+from worldsim_plugins.backbones.rwkv7 import RWKV7
 from worldsim_plugins.backbones.ssm import SSM
 from worldsim_plugins.backbones.transformer import Transformer
 from worldsim_plugins.generators.patches import Patches
@@ -16,9 +22,16 @@ BACKBONES = [
     Transformer(depth=1),
     LinearAttention(depth=1),
     LinearAttention(depth=1, gated=True),
+    LinearDiT(depth=1),
     SSM(depth=1),
+    SSM(depth=1, version="mamba2"),
+    Retention(depth=1),
+    RWKV7(depth=1),
+    Hybrid(layers="ssm attention"),
+    Transformer(depth=1, conditioning="tmsa"),
     Recurrent(),
 ]
+OF_PICTURES = [*BACKBONES, DiffuSSM(depth=1), EarlyExit(), Hybrid(layers="mambavision attention")]
 
 
 def windows(state_shape, frames=5, actions=0):
@@ -69,6 +82,20 @@ def test_patches_tile_a_frame_and_are_put_back(shape, patch):
     assert torch.equal(patches.frames(patches.tokens(x)), x)
     network = built(over, backbone=Transformer(depth=1), patch=patch)
     assert network(x, torch.full((3,), 0.5, dtype=torch.float64), context).shape == x.shape
+
+
+@pytest.mark.parametrize("backbone", OF_PICTURES, ids=lambda b: type(b).__name__)
+def test_every_backbone_reads_films_whose_frames_are_unlike_in_noise(backbone):
+    over = windows((4, 4, 1), frames=4)
+    network = built(over, backbone=backbone, patch=(2, 2)).eval()
+    x, context = inputs(over)
+    x.requires_grad_()
+    s = torch.linspace(0.1, 0.9, 3, dtype=torch.float64).expand(3, 3)
+    made = network(x, s, context)
+    assert made.shape == x.shape
+    (gradient,) = torch.autograd.grad(made[:, 1, 0, 0].sum(), x)
+    assert bool((gradient != 0).flatten(1).any(1).all())
+    assert bool((gradient[:, 2] != 0).any())  # of a later frame
 
 
 def test_a_patch_holds_neighbours():

@@ -11,9 +11,9 @@ Attention has no positions here, as in Jamba: recurrences and convolutions tell 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from worldsim import hookimpl
@@ -24,54 +24,6 @@ from worldsim_plugins.backbones.recurrent import Cells
 from worldsim_plugins.backbones.retention import MultiScaleRetention
 from worldsim_plugins.backbones.rwkv7 import TimeMix
 from worldsim_plugins.backbones.transformer import SelfAttention
-
-EXPERTS = "+experts"
-
-
-class Hybrid:
-    """Blocks of the mixers that ``layers`` names, each with an MLP after it.
-
-    Raises ValueError for a line that is not made of known names, and ``layers`` as the mixers do: for
-    ``mambavision`` where it is to be causal, for heads that do not divide the width.
-    """
-
-    def __init__(
-        self,
-        *,
-        layers: Annotated[
-            str,
-            Field(
-                min_length=1,
-                description="mixers from the first layer to the last: attention, linear, gated, retention, "
-                "ssm, mamba2, rwkv7, gru, mambavision; with +experts, the MLP after it is a mixture",
-            ),
-        ] = "ssm ssm attention ssm",
-        repeat: Annotated[int, Field(ge=1, le=64, description="times that the line is gone through")] = 1,
-        heads: Heads = 4,
-        states: Annotated[int, Field(ge=1, le=256, description="states of ssm, mamba2 and mambavision")] = 16,
-        norm: Norm = "rms",
-        mlp: MLP = "swiglu",
-        experts: Annotated[int, Field(ge=2, le=64, description="experts where a layer has them")] = 4,
-    ) -> None:
-        words = layers.split() * repeat
-        self.names = [word.removesuffix(EXPERTS) for word in words]
-        unknown = sorted(set(self.names) - set(MIXERS))
-        if unknown or not words:
-            raise ValueError(
-                f"layers: {', '.join(unknown) or 'nothing'} in {layers!r}; allowed are {', '.join(MIXERS)}, "
-                f"each also with {EXPERTS} behind it"
-            )
-        self.heads, self.states, self.norm = heads, states, norm
-        self.forms = [Form(norm, mlp, experts if word.endswith(EXPERTS) else 0) for word in words]
-
-    def layers(
-        self, width: int, *, causal: bool = True, given: int = 0, grid: tuple[int, ...] = ()
-    ) -> nn.Module:
-        found: list[nn.Module] = []
-        for name, form in zip(self.names, self.forms):
-            mixer = MIXERS[name](width, self.heads, self.states, causal)
-            found += form.blocks(width, [mixer], given=given, causal=causal, grid=grid)
-        return Stack(width, found, given=given, causal=causal, norm=self.norm)
 
 
 class TimeMixAlone(Carrying):
@@ -114,6 +66,63 @@ MIXERS: dict[str, Callable[[int, int, int, bool], nn.Module]] = {
     "mambavision": lambda width, _, states, causal: mambavision(width, states, causal),
 }
 """(width, heads, states, causal) -> the mixer of one layer."""
+
+
+EXPERTS = "+experts"
+
+
+def known(layers: str) -> str:
+    """The line itself. Raises ValueError for one that is not made of names of mixers."""
+    unknown = sorted({word.removesuffix(EXPERTS) for word in layers.split()} - set(MIXERS))
+    if unknown or not layers.split():
+        raise ValueError(
+            f"{', '.join(unknown) or 'nothing'} in layers {layers!r}; allowed are {', '.join(MIXERS)}, each "
+            f"also with {EXPERTS} behind it"
+        )
+    return layers
+
+
+Layers: TypeAlias = Annotated[
+    str,
+    AfterValidator(known),
+    Field(
+        description=f"mixers from the first layer to the last: {', '.join(MIXERS)}; with {EXPERTS} behind "
+        "it, the MLP after it is a mixture"
+    ),
+]
+
+
+class Hybrid:
+    """Blocks of the mixers that ``layers`` names, each with an MLP after it.
+
+    Raises ValueError for a line that is not made of known names, and ``layers`` as the mixers do: for
+    ``mambavision`` where it is to be causal, for heads that do not divide the width.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: Layers = "ssm ssm attention ssm",
+        repeat: Annotated[int, Field(ge=1, le=64, description="times that the line is gone through")] = 1,
+        heads: Heads = 4,
+        states: Annotated[int, Field(ge=1, le=256, description="states of ssm, mamba2 and mambavision")] = 16,
+        norm: Norm = "rms",
+        mlp: MLP = "swiglu",
+        experts: Annotated[int, Field(ge=2, le=64, description="experts where a layer has them")] = 4,
+    ) -> None:
+        words = known(layers).split() * repeat
+        self.names = [word.removesuffix(EXPERTS) for word in words]
+        self.heads, self.states, self.norm = heads, states, norm
+        self.forms = [Form(norm, mlp, experts if word.endswith(EXPERTS) else 0) for word in words]
+
+    def layers(
+        self, width: int, *, causal: bool = True, given: int = 0, grid: tuple[int, ...] = ()
+    ) -> nn.Module:
+        found: list[nn.Module] = []
+        for name, form in zip(self.names, self.forms):
+            mixer = MIXERS[name](width, self.heads, self.states, causal)
+            found += form.blocks(width, [mixer], given=given, causal=causal, grid=grid)
+        return Stack(width, found, given=given, causal=causal, norm=self.norm)
 
 
 @hookimpl
