@@ -10,7 +10,9 @@ import torch
 from worldsim import NotMeasurable, Trajectory
 from worldsim_plugins.metrics.consistency_3d import Consistency3D, carrying
 from worldsim_plugins.systems.pendulum import Pendulum
+from worldsim_plugins.systems.scenes import Scenes
 from worldsim_plugins.systems.tracked_points import TrackedPoints
+from worldsim_plugins.systems.unseen_start import UnseenStart
 
 SYSTEM = TrackedPoints()
 TIMES = torch.linspace(0, 4, 21, dtype=torch.float64)
@@ -95,6 +97,21 @@ def test_a_still_clip_is_not_measured_and_half_a_still_one_says_so():
         METRIC.score(right.span(0, 3), right.span(0, 3), None)
     with pytest.raises(ValueError, match="Pendulum has none"):
         Consistency3D(Pendulum())
+
+
+@pytest.mark.parametrize("inner", [SYSTEM, Scenes()], ids=["tracks", "frames"])
+def test_a_blank_first_frame_is_no_view(inner):
+    system = UnseenStart(system=inner)
+    right = system.simulate(system.sample(4, generator()), TIMES[:9], None, generator())
+    later = right.replace(times=right.times - right.times[1]).span(1)
+    found, known = (
+        Consistency3D(system).score(right, right, None),
+        Consistency3D(inner).score(later, later, None),
+    )
+    assert {name: s.value for name, s in found.items()} == pytest.approx(
+        {n: s.value for n, s in known.items()}
+    )
+    assert found["moving"].value == 1.0
 
 
 def test_geometry_that_is_not_finite_is_no_number():

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from worldsim import Score, Trajectory, hookimpl
-from worldsim.protocols import HasCamera, Metric, Model, System
+from worldsim.protocols import HasCamera, HasUnseenStart, Metric, Model, System
 from worldsim_kernels.multiview import (
     fundamental,
     loop_closure,
@@ -39,6 +39,7 @@ from worldsim_plugins.metrics.recovered_consistency import RecoveredPose
 from worldsim_plugins.metrics.seen_frames import ShowsViews
 from worldsim_plugins.metrics.view_pairs import Motion, check_length, gated, moving, over_pairs
 
+TRACKS = ("u", "v", "depth")
 NAMES = ("sampson", "reprojection", "depth_error", "rotation_error", "translation_error")
 UNITS = {"loop_rotation": "degree", "rotation_error": "degree"}
 
@@ -90,12 +91,18 @@ class Consistency3D:
     ) -> None:
         kind = KnownPose if pose == "known" else RecoveredPose
         self.frames = kind(system, gap) if isinstance(system, ShowsViews) else None
-        if self.frames is None and not isinstance(system, HasCamera):
-            raise ValueError(f"consistency_3d needs a system with a camera, {type(system).__name__} has none")
+        tracks = getattr(system, "labels", {}).get("component") == TRACKS
+        if self.frames is None and not (tracks and isinstance(system, HasCamera)):
+            raise ValueError(
+                "consistency_3d needs tracks [point, (u, v, depth)] or frames, seen by a camera whose motion "
+                f"is known; {type(system).__name__} has none"
+            )
         self.system, self.gap, self.still = system, gap, still
 
     def score(self, truth: Trajectory, prediction: Trajectory, model: Model) -> Mapping[str, Score]:
         """The scores above of ``prediction`` ``[trajectory, draw, time, *state]``."""
+        if isinstance(self.system, HasUnseenStart):  # its first frame is blank
+            truth, prediction = truth.span(1), prediction.span(1)
         check_length(len(prediction.times), self.gap)
         states = prediction.states.double()
         failed = int((~torch.isfinite(states)).flatten(1).any(1).sum())

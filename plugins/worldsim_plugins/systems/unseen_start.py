@@ -25,7 +25,7 @@ PASSED_ON = (
     "axes", "labels", "units",
     "velocity_of", "force_of",
     "dims", "points", "length",
-    "intrinsics", "camera_motion",
+    "intrinsics", "camera_motion", "views", "moves", "depth_seen",
     "sample_actions",
     "masses", "places_and_momenta", "of_places_and_momenta",
     "margin", "within",
