@@ -14,6 +14,7 @@ from worldsim_kernels.multiview import (
     rotation_error,
     sampson_distance,
     translation_error,
+    view_agreement,
 )
 
 torch.set_num_threads(1)
@@ -104,3 +105,31 @@ def test_a_loop_closes_and_one_turned_by_ten_degrees_does_not():
 def test_a_still_clip_does_not_pass_the_gate():
     assert not moved(PIXELS, PIXELS, 0.5)
     assert moved(PIXELS, MATCHES, 0.5)
+
+
+def wall(shift=1):
+    """A wall at depth 3, and the same seen by a camera that slid so that it moves ``shift`` pixels left."""
+    image = torch.rand(2, 8, 10 + shift, generator=torch.Generator().manual_seed(3), dtype=F64)
+    slide = torch.tensor([-shift * 3 / 60, 0.0, 0.0], dtype=F64)
+    depth = torch.full((2, 8, 10), 3.0, dtype=F64)
+    return (image[..., :10], image[..., shift:]), (depth, depth.clone()), K, torch.eye(3, dtype=F64), slide
+
+
+def test_a_wall_that_slides_by_a_pixel_agrees_but_for_the_column_that_leaves():
+    found = view_agreement(*wall())
+    assert found.visible.shape == (2,)
+    torch.testing.assert_close(found.visible, torch.full((2,), 0.9, dtype=F64))
+    assert float(found.photometric.max()) < 1e-12
+    assert float(found.depth.max()) < 1e-12
+    inner = torch.ones(2, 8, 10, dtype=torch.bool)
+    inner[..., 0] = False
+    torch.testing.assert_close(view_agreement(*wall(), counted=inner).visible, torch.ones(2, dtype=F64))
+
+
+def test_depths_that_disagree_are_off_by_a_share_of_the_carried_one_whatever_their_sign():
+    images, (first, second), *camera = wall()
+    for factor in (0.8, 1.25, 0.0, -1.0):
+        found = view_agreement(images, (first, factor * second), *camera)
+        torch.testing.assert_close(found.depth, torch.full((2,), abs(1 - factor), dtype=F64))
+        assert not found.visible.any()
+        assert bool(found.photometric.isnan().all())
