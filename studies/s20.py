@@ -1,9 +1,9 @@
-"""Time told to the attention (TMSA, Hatamizadeh et al. 2023) and not to the norms (adaLN-Zero, Peebles and Xie
-2022): as good, and smaller.
+"""Time told to the attention (TMSA, Hatamizadeh et al. 2023) and not to the norms (adaLN-Zero, Peebles and
+Xie 2022): as good, and smaller.
 
 Of a block at width d, conditioned by a vector as wide, beside the same block that takes nothing: scale, shift
-and gate of two parts are 6 d^2 + 6 d numbers; queries, keys and values of the time token 3 d^2, and a relative
-bias (2 n - 1)(2 m - 1) for each head on a grid of n by m. Then the backbone `transformer` with either
+and gate of two parts are 6 d^2 + 6 d numbers; queries, keys and values of the time token 3 d^2, and a
+relative bias (2 n - 1)(2 m - 1) for each head on a grid of n by m. Then the backbone `transformer` with either
 conditioning draws digits as studies/drawn_digits.py says.
 """
 
@@ -12,8 +12,8 @@ from worldsim_plugins.backbones.transformer import Transformer
 
 SEEDS = (0, 1)
 CLAIM = (
-    "adaLN-Zero 6 d^2 + 6 d a block, TMSA 3 d^2 and its bias; W2 of tmsa < 2.9 and <= that of adaln_zero + 0.15, "
-    "with >= 15 % fewer parameters"
+    "adaLN-Zero 6 d^2 + 6 d a block, TMSA 3 d^2 and its bias; W2 of tmsa < 2.9 and <= that of "
+    "adaln_zero + 0.15, with >= 15 % fewer parameters"
 )
 WIDTHS = (32, 48, 64, 128)
 HEADS, GRID = 4, (4, 4)
