@@ -3,8 +3,8 @@ Xie 2022): as good, and smaller.
 
 Of a block at width d, conditioned by a vector as wide, beside the same block that takes nothing: scale, shift
 and gate of two parts are 6 d^2 + 6 d numbers; queries, keys and values of the time token 3 d^2, and a
-relative bias (2 n - 1)(2 m - 1) for each head on a grid of n by m. Then the backbone `transformer` with either
-conditioning draws digits as studies/drawn_digits.py says.
+relative bias (2 n - 1)(2 m - 1) for each head on a grid of n by m. Then the backbone `transformer` with
+either conditioning draws digits as studies/drawn_digits.py says.
 """
 
 from studies.drawn_digits import drawn, floor
