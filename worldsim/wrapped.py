@@ -259,7 +259,11 @@ class Wrapped(nn.Module):
                 f"model that is not bound to one ({error})"
             ) from error
         self._check(guess, given, known, draws)
-        physical = self.formed(self.outward(guess).to(device="cpu"), times.cpu())
+        free = self.outward(guess).to(device="cpu")
+        # The given frame has been through the model's dtype, and may no longer obey what it obeyed.
+        first = given.states[:, :1, -1:].to(free.states).expand_as(free.states[:, :, :1])
+        free = replace(free, states=torch.cat([first, free.states[:, :, 1:]], 2))
+        physical = self.formed(free, times.cpu())
         for use in self.uses:
             if use.by("projection"):
                 physical = projected(physical, use)
