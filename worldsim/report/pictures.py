@@ -61,7 +61,7 @@ def _mosaic(name: str, states: Array, times: Any, colours: Mapping[str, Any]) ->
     gap = ((0, 0), (0, 0), (0, 1), (0, 1))
     wide = np.pad(tiles, gap, constant_values=np.nan).transpose(0, 2, 1, 3)
     z = wide.reshape(wide.shape[0] * wide.shape[1], -1)[:-1, :-1]
-    bare = {"showgrid": False, "showticklabels": False, "ticks": "", "showline": False}
+    bare: dict[str, Any] = {"showgrid": False, "showticklabels": False, "ticks": "", "showline": False}
     y = axis("", autorange="reversed", scaleanchor="x", **bare)
     return Plot((_heatmap(z, colours),), layout(axis("", constrain="domain", **bare), y, name))
 
@@ -75,5 +75,6 @@ def _space_time(name: str, states: Array, times: tuple[Any, str], colours: Mappi
 
 
 def _heatmap(z: Array, colours: Mapping[str, Any]) -> dict[str, Any]:
-    rounded = np.where(np.isfinite(z), np.round(z.astype(float), 3), None)
+    rounded = np.round(z.astype(float), 3).astype(object)
+    rounded[~np.isfinite(z)] = None
     return {"type": "heatmap", "z": rounded.tolist(), "showscale": False, **colours}
