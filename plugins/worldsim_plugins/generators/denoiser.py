@@ -261,3 +261,14 @@ def weighted_error(clean: Tensor, data: Tensor, sigma: Tensor) -> Tensor:
     """(1 + sigma^2) / sigma^2 |D - x|^2, in the mean (Karras et al. 2022): where D = 0 at high levels and
     D = x + sigma z at low ones it is 1 at every level."""
     return ((1 + sigma**-2) * (clean - data).square()).mean()
+
+
+def noise_levels(data: Tensor, mean: float, deviation: float, lowest: float, highest: float) -> Tensor:
+    """A level for each sample, log-normal and clamped, to broadcast over ``data``."""
+    draws = torch.randn(len(data), *[1] * (data.ndim - 1), dtype=data.dtype).to(data)
+    return torch.exp(mean + deviation * draws).clamp(lowest, highest)
+
+
+def noise_like(data: Tensor) -> Tensor:
+    """Standard normal, from torch's default generator."""
+    return torch.randn(data.shape, dtype=data.dtype).to(data)

@@ -40,6 +40,8 @@ from worldsim_plugins.generators.denoiser import (
     Prediction,
     SigmaMax,
     SigmaMin,
+    noise_levels,
+    noise_like,
     weighted_error,
 )
 from worldsim_plugins.generators.patches import Patch
@@ -175,10 +177,9 @@ class Diffusion(nn.Module):
         is given, of a training batch."""
         first, rest, context = self.windows.split(truth)
         denoiser, data = self.denoiser, self.denoiser.scaled(first, rest)
-        draws = torch.randn(len(data), *[1] * (data.ndim - 1), dtype=data.dtype).to(data)
-        sigma = torch.exp(self.noise_mean + self.noise_deviation * draws)
-        sigma = sigma.clamp(denoiser.sigma_min, denoiser.sigma_max)
-        x = data + sigma * torch.randn(data.shape, dtype=data.dtype).to(data)
+        low, high = denoiser.sigma_min, denoiser.sigma_max
+        sigma = noise_levels(data, self.noise_mean, self.noise_deviation, low, high)
+        x = data + sigma * noise_like(data)
         dropped = None
         if denoiser.dropout:
             dropped = (torch.rand(len(data)) < denoiser.dropout).to(data)
