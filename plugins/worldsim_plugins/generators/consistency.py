@@ -42,7 +42,8 @@ from worldsim_plugins.generators.denoiser import (
     weighted_error,
 )
 from worldsim_plugins.generators.networks import TIME_FEATURES, fourier
-from worldsim_plugins.generators.window_network import Causal, Depth, Patch, Width
+from worldsim_plugins.generators.patches import Patch
+from worldsim_plugins.generators.window_network import Causal, Depth, Width
 from worldsim_plugins.generators.windows import Mend, Windows, mending, normal
 
 LATE = 1.0
