@@ -143,7 +143,7 @@ class _Table:
         return f"violation_{name}", f"violation_{name}_max", f"projection_failures_{name}"
 
     def seconds(self, model: str) -> float:
-        """The least CPU time over seeds of its rollouts: what disturbs a clock only adds to it. NaN where none
+        """The least CPU time over seeds of its rollouts: what disturbs a clock adds to it. NaN where none
         is kept."""
         spent = []
         for entry in self.results.entries:
