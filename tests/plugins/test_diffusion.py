@@ -330,23 +330,6 @@ def test_what_a_normal_prediction_keeps_of_its_input_is_learned() -> None:
     assert float(kept[0]) < 0.1 * float(kept[1])
 
 
-def test_each_frame_may_have_its_own_level() -> None:
-    """Levels that are all the same give the denoiser of one level."""
-    for truth in (windows(), windows().replace(states=torch.randn(8, 1, 5, 3, 3, 2, generator=rng()))):
-        model = small(truth, backbone=Transformer(depth=1)).double()
-        for name, weight in model.named_parameters():
-            if name.endswith(("deviation.4.weight", "out.weight")) or "modulation" in name:
-                torch.nn.init.normal_(weight)
-        first, rest, context = model.windows.split(truth.to(dtype=F64))
-        x = model.denoiser.scaled(first, rest)
-        one = model.denoiser(x, torch.tensor(0.7), context)
-        each = model.denoiser(x, torch.full((8, 4, *[1] * (x.ndim - 2)), 0.7), context)
-        torch.testing.assert_close(one, each)
-        other = torch.full((8, 4, *[1] * (x.ndim - 2)), 0.7, dtype=F64)
-        other[:, 2] = 5.0
-        assert not torch.allclose(model.denoiser(x, other, context)[:, 2], one[:, 2])
-
-
 def test_a_backbone_and_dropout_of_its_context_train() -> None:
     truth = windows(action=1)
     model = small(truth, backbone=Transformer(depth=1), causal=True, context_dropout=0.5)

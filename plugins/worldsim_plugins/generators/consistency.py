@@ -242,9 +242,11 @@ class Consistency(nn.Module):
         return (pseudo_huber(clean - nearer) * (1 + t**-2).sqrt().flatten()).mean()
 
     def _consistent(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """G(x_t, t, r) against G(x_u, u, r) with x_u from the solver; r = 0 for half of the rows."""
+        """G(x_t, t, r) against G(x_u, u, r) with x_u from the solver; r = 0 for a quarter of the rows, and
+        even in ln r below t for the others."""
         share, part = torch.rand(2, *t.shape, dtype=t.dtype).to(t)
-        r = torch.where(share < 0.5, torch.zeros_like(t), t * (2 * share - 1))
+        r = t * (self.denoiser.sigma_min / t) ** ((4 * share - 1) / 3).clamp(min=0)
+        r = torch.where(share < 0.25, torch.zeros_like(t), r.minimum(0.95 * t))
         u = torch.maximum(r, t * torch.exp(-LONGEST * part))
         teacher = self.teacher or self.denoise
         with torch.no_grad():

@@ -94,7 +94,8 @@ class Denoiser(nn.Module):
         edm  D = x / (1 + sigma^2) + sigma / sqrt(1 + sigma^2) F      v  the same with -F
         x0   D = F                                                    epsilon  D = x - sigma F
 
-    Raises ValueError for levels that do not ascend, and for guidance by the context without ``dropout``.
+    With ``each`` the levels differ between frames, and tau is also told that of the frame before. Raises
+    ValueError for levels that do not ascend, and for guidance by the context without ``dropout``.
     """
 
     spread: Tensor
@@ -116,6 +117,7 @@ class Denoiser(nn.Module):
         guidance: float = 1.0,
         octaves: bool = False,
         beside: int = 0,
+        each: bool = False,
     ) -> None:
         super().__init__()
         if not sigma_min < sigma_max:
@@ -144,7 +146,7 @@ class Denoiser(nn.Module):
         self.register_buffer("spread", spread_of(truth))
         if prediction == "normal":
             kinds = windows.state_shape[-1] if windows.state_shape else 1
-            inputs = windows.features + TIME_FEATURES + told
+            inputs = windows.features + TIME_FEATURES + told + each
             self.deviation = perceptron(inputs, 64, 2, (windows.frames - 1) * kinds)
             nn.init.zeros_(self.deviation[-1].weight)
             nn.init.zeros_(self.deviation[-1].bias)
@@ -199,7 +201,8 @@ class Denoiser(nn.Module):
         else:  # each frame has its own level, and its own row of those that a level gives all frames
             each = [part[:, None].expand(*level.shape, -1) for part in (context, known)]
             noisy = fourier(level.flatten()).view(*level.shape, -1)
-            logs = self.deviation(torch.cat([each[0], noisy, each[1]], -1))
+            before = nn.functional.pad(level, (1, -1))[..., None]
+            logs = self.deviation(torch.cat([each[0], noisy, each[1], before], -1))
             logs = logs.unflatten(-1, (x.shape[1], -1)).diagonal(dim1=1, dim2=2).mT
         return logs.exp().view(*x.shape[:2], *[1] * (x.ndim - 3), *[-1] * (x.ndim > 2))
 
