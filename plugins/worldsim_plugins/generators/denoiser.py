@@ -13,8 +13,9 @@ a normal law N(F, tau^2) it is
 With tau = 1 and F to match that is the preconditioning of Karras et al. (2022), which knows the deviation of
 the data alone; with tau = 0 it predicts the data themselves, which is right in a deterministic world. Here
 tau is learned (``prediction`` "normal"), and settles at the deviation that the context leaves open or at the
-error of F. On trajectories of pendulums, W2 to the truth from the same starts is 0.29 so, 0.90 with "x0" and
-1.91 with "edm"; samples of a normal law of deviation 0.6 have 0.61 so, 1.0 with "x0" and 0.61 with "edm".
+error of F. On trajectories of pendulums (32 frames, 3,000 steps of 128, one seed), W2 to the truth from the
+same starts is 0.29 so, 0.90 with "x0" and 1.91 with "edm"; of a normal law of deviation 0.6 the samples have
+0.61 to 0.64 so and with "edm", and 0.96 to 1.15 with "x0".
 """
 
 from __future__ import annotations
