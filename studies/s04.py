@@ -6,7 +6,7 @@ studies/drawn_digits.py says. What linear attention saves in time is measured in
 
 from studies.drawn_digits import drawn, floor
 
-SEEDS = (0, 1)
+SEEDS = (0,)
 CLAIM = "W2 < 2.9, and that of linear_dit <= that of softmax + 0.15"
 
 

@@ -9,6 +9,8 @@ from worldsim import Trajectory
 from worldsim.fit import fit
 from worldsim.protocols import Estimates, Guidable
 from worldsim.scenario import FitSettings
+from worldsim_plugins.backbones.linear_dit import LinearDiT
+from worldsim_plugins.backbones.recurrent import Recurrent
 from worldsim_plugins.generators.couplings import paired, transport_plan
 from worldsim_plugins.generators.flow import Flow, straightness, worldsim_generators
 
@@ -50,8 +52,23 @@ def test_it_is_a_generator_that_can_be_penalised_and_guided() -> None:
     flow = small(windows())
     assert isinstance(flow, Estimates)
     assert isinstance(flow, Guidable)
-    assert worldsim_generators() == {"flow": Flow}
     assert (flow.window, flow.time_step, flow.scaling, flow.whole_window) == (5, 0.5, "component", True)
+
+
+def test_linear_dit_is_a_flow_over_that_backbone() -> None:
+    truth = windows(action=1)
+    named, spelt = (
+        build(truth, width=16, **settings)
+        for build, settings in (
+            (worldsim_generators()["linear_dit"], {}),
+            (worldsim_generators()["flow"], {"backbone": LinearDiT()}),
+        )
+    )
+    named.load_state_dict(spelt.state_dict())
+    arguments = (truth.span(0, 1), grid(5), torch.randn(8, 5, 1, generator=rng()), 2)
+    assert torch.equal(named.rollout(*arguments, rng()).states, spelt.rollout(*arguments, rng()).states)
+    other = worldsim_generators()["linear_dit"](truth, width=16, backbone=Recurrent())
+    assert any("cell" in name for name in other.state_dict())
 
 
 def test_the_true_velocity_of_a_pair_has_no_loss_and_estimates_its_end(monkeypatch) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from worldsim import Trajectory, hookimpl
 from worldsim.protocols import Backbone, Correction
+from worldsim_plugins.backbones.linear_dit import LinearDiT
 from worldsim_plugins.generators.couplings import ContextWeight, Coupling, paired
 from worldsim_plugins.generators.flow_sampling import Method, transported
 from worldsim_plugins.generators.patches import Patch
@@ -46,6 +47,7 @@ class Flow(nn.Module):
 
     scaling = "component"
     whole_window = True
+    default_backbone: Callable[[], Backbone] | None = None
 
     def __init__(
         self,
@@ -107,6 +109,8 @@ class Flow(nn.Module):
         self.steps, self.method, self.guide_from = steps, method, guide_from
         self.coupling, self.context_weight = coupling, context_weight
         self.training_times, self.reflow, self.unroll = training_times, reflow, unroll
+        if backbone is None and self.default_backbone is not None:
+            backbone = self.default_backbone()
         self.field = WindowNetwork(
             self.windows, width=width, depth=depth, backbone=backbone, patch=patch, causal=causal
         )
@@ -265,6 +269,13 @@ class Flow(nn.Module):
         return applied
 
 
+class LinearDiTFlow(Flow):
+    """``flow`` over the linear diffusion transformer of SANA (Xie et al. 2024): another name for
+    ``{name: flow, backbone: {name: linear_dit}}``."""
+
+    default_backbone = LinearDiT
+
+
 def along(s: Tensor, x: Tensor) -> Tensor:
     """``s`` ``[sample]`` to broadcast over ``x`` ``[sample, ...]``."""
     return s.reshape(-1, *[1] * (x.ndim - 1))
@@ -287,4 +298,4 @@ def straightness(flow: Flow, noise: Tensor, context: Tensor, steps: int = 100) -
 
 @hookimpl
 def worldsim_generators() -> Mapping[str, Callable[..., Flow]]:
-    return {"flow": Flow}
+    return {"flow": Flow, "linear_dit": LinearDiTFlow}
