@@ -283,6 +283,42 @@ def test_transport_pairs_one_to_one_at_lower_cost_and_within_contexts() -> None:
     assert ((transport_plan(noise, data, same, 1e6) - torch.arange(40)) % 2 == 0).all()
 
 
+def test_guidance_by_the_context_goes_beyond_what_the_context_tells() -> None:
+    truth = windows(64)
+    flow = small(truth, context_dropout=0.5)
+    for weight in flow.field.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    _, x, context = flow.windows.split(truth)
+    s = torch.full((64,), 0.3)
+    told = flow.velocity(x, s, context)
+    flow.guidance = 0.0
+    untold = flow.velocity(x, s, context)
+    assert torch.equal(untold, flow.velocity(x, s, context + 1))
+    flow.guidance = 3.0
+    torch.testing.assert_close(flow.velocity(x, s, context), untold + 3 * (told - untold))
+    flow.loss(truth).backward()
+    with pytest.raises(ValueError, match="set context_dropout"):
+        small(truth, context_guidance=2.0)
+
+
+def test_training_hides_the_context_as_often_as_it_says(monkeypatch) -> None:
+    truth = windows(4000)
+    flow, seen = small(truth, context_dropout=0.2), []
+
+    def field(x, s, context, beside):
+        seen.append((context, beside))
+        return torch.zeros_like(x)
+
+    monkeypatch.setattr(flow, "field", torch.nn.Identity())
+    monkeypatch.setattr(flow.field, "forward", field)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        flow.loss(truth)
+    context, dropped = seen[0]
+    assert dropped.mean().item() == pytest.approx(0.2, abs=0.02)
+    assert torch.equal((context == 0).all(1), dropped[:, 0] == 1)
+
+
 def test_minibatch_transport_trains() -> None:
     truth = windows(16)
     flow = small(truth, context_weight=1.0)

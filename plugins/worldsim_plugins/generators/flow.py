@@ -21,6 +21,7 @@ from worldsim import Trajectory, hookimpl
 from worldsim.protocols import Backbone, Correction
 from worldsim_plugins.backbones.linear_dit import LinearDiT
 from worldsim_plugins.generators.couplings import ContextWeight, Coupling, paired
+from worldsim_plugins.generators.denoiser import Dropout
 from worldsim_plugins.generators.flow_sampling import Method, transported
 from worldsim_plugins.generators.patches import Patch
 from worldsim_plugins.generators.window_network import Causal, Depth, Width, WindowNetwork
@@ -102,8 +103,23 @@ class Flow(nn.Module):
                 "posterior mean, which biases the law; several come near a sample, at their cost",
             ),
         ] = 1,
+        context_dropout: Dropout = 0.0,
+        context_guidance: Annotated[
+            float,
+            Field(
+                ge=0,
+                description="w of v_u + w (v_c - v_u) with v_u the velocity without the context "
+                "(classifier-free guidance); 1 samples the conditional law, more exaggerates the context",
+            ),
+        ] = 1.0,
     ) -> None:
         super().__init__()
+        if context_guidance != 1 and not context_dropout:
+            raise ValueError(
+                f"context_guidance is {context_guidance:g} and context_dropout 0: a network that always saw "
+                "the context has no velocity without it; set context_dropout, to 0.1 say"
+            )
+        self.dropout, self.guidance = context_dropout, context_guidance
         self.windows = Windows(truth)
         self.window, self.time_step = self.windows.frames, self.windows.time_step
         self.steps, self.method, self.guide_from = steps, method, guide_from
@@ -112,7 +128,13 @@ class Flow(nn.Module):
         if backbone is None and self.default_backbone is not None:
             backbone = self.default_backbone()
         self.field = WindowNetwork(
-            self.windows, width=width, depth=depth, backbone=backbone, patch=patch, causal=causal
+            self.windows,
+            width=width,
+            depth=depth,
+            backbone=backbone,
+            patch=patch,
+            causal=causal,
+            beside=int(context_dropout > 0),
         )
         if reflow:
             self.earlier = deepcopy(self.field).requires_grad_(False)
@@ -122,7 +144,21 @@ class Flow(nn.Module):
         """dx/ds for ``x`` ``[sample, frame, *state]`` (frames 1..), ``s`` ``[sample]`` or a number in [0, 1],
         and ``context`` ``[sample, feature]`` as ``condition`` makes it."""
         s = torch.as_tensor(s, dtype=x.dtype, device=x.device).expand(len(x))
-        return self.field(x, s, context)
+        return self._guided(self.field, x, s, context)
+
+    def _guided(self, field: nn.Module, x: Tensor, s: Tensor, context: Tensor) -> Tensor:
+        """v_u + w (v_c - v_u) of ``field`` (Ho and Salimans 2022), which is v_c where w = 1."""
+        if not self.dropout:
+            return field(x, s, context)
+        told = self._told(field, x, s, context, x.new_zeros(len(x)))
+        if self.guidance == 1:
+            return told
+        untold = self._told(field, x, s, context, x.new_ones(len(x)))
+        return untold + self.guidance * (told - untold)
+
+    def _told(self, field: nn.Module, x: Tensor, s: Tensor, context: Tensor, dropped: Tensor) -> Tensor:
+        """The velocity where the context is hidden from the rows that ``dropped`` ``[sample]`` says are 1."""
+        return field(x, s, context * (1 - dropped[:, None]), dropped[:, None])
 
     def condition(self, frame: Tensor, actions: Tensor | None) -> Tensor:
         """``[sample, feature]`` from frame 0 ``[sample, *state]`` and actions ``[sample, time, *action]``."""
@@ -169,7 +205,11 @@ class Flow(nn.Module):
             noise = paired(noise, data, context, self.coupling, self.context_weight)
         s = self._training_times(data)
         x = noise + along(s, data) * (data - noise)
-        velocity = self.velocity(x, s, context)
+        if self.dropout:
+            dropped = (torch.rand(len(data)) < self.dropout).to(data)
+            velocity = self._told(self.field, x, s, context, dropped)
+        else:
+            velocity = self.velocity(x, s, context)
         return (velocity - (data - noise)).square().mean(), x, s, context, velocity
 
     def _training_times(self, data: Tensor) -> Tensor:
@@ -183,7 +223,7 @@ class Flow(nn.Module):
         """Where the flow of the earlier round takes ``noise`` ``[sample, frame, *state]``."""
 
         def velocity(x: Tensor, s: float) -> Tensor:
-            return self.earlier(x, x.new_full((len(x),), s), context)
+            return self._guided(self.earlier, x, x.new_full((len(x),), s), context)
 
         return transported(velocity, noise, self.steps, self.method)
 
