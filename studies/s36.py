@@ -38,7 +38,7 @@ def windows(points):
 
 def fitted(truth, seed, diffuse, tune=0):
     with forked(seed):
-        model = Consistency(truth, width=128, depth=3, octaves=True, diffuse=diffuse, stage=max(tune // 8, 1))
+        model = Consistency(truth, width=128, depth=3, octaves=True, diffuse=diffuse / (diffuse + tune))
     fit(model, truth, None, FitSettings(steps=diffuse + tune, batch=256, schedule="cosine"), seed)
     return model
 

@@ -36,8 +36,8 @@ def build_model(case: Case, system: System, truth: dict[str, Trajectory]) -> Any
     uses = build_uses(case, system)
 
     shaped = [u.constraint for u in uses if u.by("structure") and isinstance(u.constraint, ShapesModels)]
-    params = {**spec.component.params, **{k: v for each in shaped for k, v in each.parameters.items()}}
-    part = replace(spec.component, params=params)
+    asked = {k: v for each in shaped for k, v in each.parameters.items() if k in spec.component.params}
+    part = replace(spec.component, params={**spec.component.params, **asked})
 
     def build(example: Trajectory) -> Model:
         built: Model = part.build(plugins, system=system, truth=example)

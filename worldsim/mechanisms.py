@@ -97,14 +97,18 @@ def missing_mechanisms(model: Any, mechanisms: Sequence[str]) -> list[str]:
     return lacks
 
 
-def undefined(constraint: Any, held: Held, parameters: Sequence[str]) -> str:
-    """Why a constraint, or the class of one, cannot hold a model whose builder has these ``parameters`` so;
-    "" when it can."""
+def undefined(constraint: Any, held: Held, builder: Any, parameters: Sequence[str]) -> str:
+    """Why a constraint cannot hold a model so whose ``builder`` has these ``parameters``; "" when it can.
+
+    What a constraint wants a model to be built with may also be an attribute of a builder that knows no other
+    way: an autoregressive model is ``causal``.
+    """
     shapes = isinstance(constraint, ShapesModels)
     if "structure" in held.mechanisms and not shapes and not isinstance(constraint, HasParametrisation):
         return "structure (no map is known whose image is what obeys)"
     if "structure" in held.mechanisms and shapes:
-        lacks = [name for name in constraint.parameters if name not in parameters]
+        wanted = constraint.parameters.items()
+        lacks = [k for k, value in wanted if k not in parameters and getattr(builder, k, None) != value]
         if lacks:
             return f"structure (the model cannot be built with {', '.join(lacks)})"
     others = [name for name in held.mechanisms if name != "structure"]

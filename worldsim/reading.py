@@ -286,7 +286,7 @@ class Reader:
             constraint = use.component.build(self.plugins, system=system)
         except (ValueError, TypeError, ImportError, WorldsimError):
             return ", ".join(lacks)  # that it cannot be built is told with its place
-        why = undefined(constraint, use.held, tuple(model.component.params))
+        why = undefined(constraint, use.held, builder, tuple(model.component.params))
         return ", ".join([*lacks, *([why] if why else [])])
 
     def use(self, loc: Location, item: Any) -> ConstraintUse | None:

@@ -183,8 +183,10 @@ def test_what_cannot_be_is_said_in_words():
 
     assert missing_mechanisms(Sampler, MECHANISMS) == []
     assert len(missing_mechanisms(Plain, MECHANISMS)) == 2
-    assert "no map is known" in undefined(OnLine(), Held(("structure",)), ())
-    assert undefined(Along(), Held(("structure",)), ()) == ""
-    assert "cannot be built with causal" in undefined(Shapes(), Held(("structure",)), ("width",))
-    assert undefined(Shapes(), Held(("structure",)), ("width", "causal")) == ""
-    assert "no single trajectory" in undefined(Judges(), Held(("projection",)), ("causal",))
+    assert "no map is known" in undefined(OnLine(), Held(("structure",)), Plain, ())
+    assert undefined(Along(), Held(("structure",)), Plain, ()) == ""
+    assert "cannot be built with causal" in undefined(Shapes(), Held(("structure",)), Plain, ("width",))
+    assert undefined(Shapes(), Held(("structure",)), Plain, ("width", "causal")) == ""
+    always = type("Always", (), {"causal": True})
+    assert undefined(Shapes(), Held(("structure",)), always, ()) == ""
+    assert "no single trajectory" in undefined(Judges(), Held(("projection",)), Plain, ("causal",))

@@ -62,19 +62,18 @@ def test_at_the_data_it_is_the_identity(prediction, target) -> None:
         assert torch.equal(model.jump(x, here, here, context), x)
 
 
-def test_the_stages_follow_the_calls_and_are_kept() -> None:
+def test_the_stages_follow_the_share_of_the_fit_and_are_kept() -> None:
     truth = windows()
-    model = small(truth, diffuse=2, stage=3)
+    model = small(truth, diffuse=0.25, stages=3)
     stages = []
-    for _ in range(9):
-        stages.append(model._stage() if model._stage() >= 0 else -1)
-        loss_of(model, truth).backward()
-    assert stages == [-1, -1, 0, 0, 0, 1, 1, 1, 2]
-    with torch.no_grad():
-        loss_of(model, truth)
-    model.eval()
-    loss_of(model, truth)
-    assert int(model.state_dict()["calls"]) == 9
+    for step in range(8):
+        model.pace(step / 8)
+        stages.append(model._stage())
+    assert stages == [-1, -1, 0, 0, 1, 1, 2, 2]
+    assert float(model.state_dict()["done"]) == 7 / 8
+    always = small(truth, diffuse=1.0)
+    always.pace(0.99)
+    assert always._stage() == -1
 
 
 def test_a_fit_that_resumes_ends_with_the_same_bits() -> None:
@@ -82,16 +81,16 @@ def test_a_fit_that_resumes_ends_with_the_same_bits() -> None:
     settings = FitSettings(steps=12, batch=8, checkpoint_every=5)
     found, kept = [], []
     for saved in (None, 0):
-        model = small(truth, diffuse=3, stage=2, target="any")
+        model = small(truth, diffuse=0.25, stages=4, target="any")
         fit(model, truth, None, settings, 0, saved=None if saved is None else kept[saved], save=kept.append)
         found.append(model.state_dict())
-    assert int(found[0]["calls"]) == 12
+    assert float(found[0]["done"]) == 11 / 12
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
 
 def test_tuning_has_no_loss_where_every_level_jumps_to_the_data(monkeypatch) -> None:
     truth = windows(16)
-    model = small(truth, diffuse=0, stage=1)
+    model = small(truth, diffuse=0.0)
     first, rest, _ = model.windows.split(truth)
     data = model.denoiser.scaled(first, rest)
     monkeypatch.setattr(model.denoiser, "forward", lambda x, *rest, **more: data)
@@ -103,7 +102,7 @@ def test_tuning_has_no_loss_where_every_level_jumps_to_the_data(monkeypatch) -> 
 
 def test_both_sides_see_the_same_noise(monkeypatch) -> None:
     truth = windows(64)
-    model = small(truth, diffuse=0, stage=1)
+    model = small(truth, diffuse=0.0)
     first, rest, _ = model.windows.split(truth)
     data, seen = model.denoiser.scaled(first, rest), []
 
@@ -112,7 +111,7 @@ def test_both_sides_see_the_same_noise(monkeypatch) -> None:
         return x
 
     monkeypatch.setattr(model.denoiser, "forward", watch)
-    model.calls += 4  # gaps small enough that few pairs end in the data
+    model.pace(0.55)  # gaps small enough that few pairs end in the data
     loss_of(model, truth)
     near = (seen[0] - seen[1]).abs().amax((1, 2)) < 1e-2
     assert float(near.float().mean()) > 0.8
@@ -178,7 +177,7 @@ def test_guidance_corrects_where_every_jump_ends(target, gamma) -> None:
 
 def test_the_estimate_trains_in_every_stage() -> None:
     truth = windows(32)
-    for settings in ({"diffuse": 5}, {"diffuse": 0}, {"diffuse": 0, "target": "any"}):
+    for settings in ({"diffuse": 0.5}, {"diffuse": 0}, {"diffuse": 0, "target": "any"}):
         model = small(truth, **settings)
         with torch.random.fork_rng():
             torch.manual_seed(0)

@@ -36,6 +36,7 @@ class Autoregressive(nn.Module):
     """
 
     scaling = "component"
+    causal = True
     spread: Tensor
 
     def __init__(

@@ -48,7 +48,6 @@ from worldsim_plugins.generators.windows import Mend, Windows, mending, normal
 
 LATE = 1.0
 """Noise level below which a diffusion's estimate is near enough to one trajectory to be penalised."""
-LAST_STAGE = 8
 LONGEST = 0.5
 """Largest step of the solver, in ln sigma."""
 HUBER = 0.00054
@@ -60,8 +59,7 @@ class Consistency(nn.Module):
 
     Built from ``truth``, whose number of frames is the window's (2 or more) and whose uniform time step is
     the only one it can roll out. States must be floating, standardised by component. The stage of training
-    follows from the calls of ``loss`` with gradients, which are counted in the state dict: a fit that resumes
-    goes on where it was. Raises ValueError for anything else.
+    follows from the share of the fit that is done. Raises ValueError for anything else.
 
     ``teacher`` is an optional denoiser (x, sigma, context) that trajectories are learned from; without one
     they are learned from the model's own.
@@ -69,7 +67,7 @@ class Consistency(nn.Module):
 
     scaling = "component"
     whole_window = True
-    calls: Tensor
+    done: Tensor
 
     def __init__(
         self,
@@ -96,11 +94,13 @@ class Consistency(nn.Module):
             Field(description="levels that are jumped to: 0 alone, or any (a trajectory model)"),
         ] = "end",
         diffuse: Annotated[
-            int, Field(ge=0, description="training steps as a diffusion before the jumps are learned")
-        ] = 1000,
-        stage: Annotated[
-            int, Field(ge=1, description="training steps until the gap between two levels is halved")
-        ] = 250,
+            float,
+            Field(ge=0, le=1, description="share of the fit as a diffusion, before the jumps are learned"),
+        ] = 0.4,
+        stages: Annotated[
+            int,
+            Field(ge=1, le=30, description="stages of the rest, each with half the gap between two levels"),
+        ] = 8,
         levels: Annotated[
             tuple[float, ...],
             Field(
@@ -133,7 +133,7 @@ class Consistency(nn.Module):
             )
         self.windows = Windows(truth)
         self.window, self.time_step = self.windows.frames, self.windows.time_step
-        self.target, self.diffuse, self.stage = target, diffuse, stage
+        self.target, self.diffuse, self.stages = target, diffuse, stages
         self.levels, self.gamma = levels, gamma
         self.noise_mean, self.noise_deviation = noise_mean, noise_deviation
         self.teacher: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
@@ -151,7 +151,11 @@ class Consistency(nn.Module):
             sigma_max=sigma_max,
             beside=TIME_FEATURES if target == "any" else 0,
         )
-        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("done", torch.zeros((), dtype=torch.float64))
+
+    def pace(self, done: float) -> None:
+        """The share of the fit that is done; the stage of training follows from it."""
+        self.done.fill_(done)
 
     def jump(self, x: Tensor, t: Tensor, r: Tensor | float, context: Tensor) -> Tensor:
         """Where the flow takes ``x`` ``[sample, frame, *state]`` from level ``t`` at level ``r`` <= t, each a
@@ -204,7 +208,10 @@ class Consistency(nn.Module):
 
     def _stage(self) -> int:
         """Negative while the model is a diffusion."""
-        return min((int(self.calls) - self.diffuse) // self.stage, LAST_STAGE)
+        done = float(self.done)
+        if done < self.diffuse or self.diffuse == 1:
+            return -1
+        return int((done - self.diffuse) / (1 - self.diffuse) * self.stages)
 
     def _match(self, truth: Trajectory) -> tuple[Tensor, ...]:
         """Loss, f(x_t, t), t and frame 0 of a training batch."""
@@ -214,8 +221,6 @@ class Consistency(nn.Module):
         t = noise_levels(data, self.noise_mean, self.noise_deviation, low, high)
         x = data + t * noise_like(data)
         stage = self._stage()
-        if self.training and torch.is_grad_enabled():
-            self.calls += 1
         if stage < 0:
             clean = self.denoise(x, t, context)
             loss = weighted_error(clean, data, t)

@@ -48,6 +48,7 @@ class DiffusionForcing(nn.Module):
     """
 
     scaling = "component"
+    causal = True
     whole_window = True
 
     def __init__(
