@@ -27,6 +27,9 @@ from worldsim.protocols import (
 )
 from worldsim.truth import concatenate, reached
 
+NEAR = 1e-4
+"""What a frame may lose in a model's dtype, of itself and of the states' spread."""
+
 
 def scaling_of(truth: Trajectory, kind: str) -> tuple[Tensor, Tensor]:
     """Shift and scale, each ``[component]`` float64, over all but the last state axis.
@@ -259,11 +262,7 @@ class Wrapped(nn.Module):
                 f"model that is not bound to one ({error})"
             ) from error
         self._check(guess, given, known, draws)
-        free = self.outward(guess).to(device="cpu")
-        # The given frame has been through the model's dtype, and may no longer obey what it obeyed.
-        first = given.states[:, :1, -1:].to(free.states).expand_as(free.states[:, :, :1])
-        free = replace(free, states=torch.cat([first, free.states[:, :, 1:]], 2))
-        physical = self.formed(free, times.cpu())
+        physical = self.formed(self.as_given(self.outward(guess).to(device="cpu"), given), times.cpu())
         for use in self.uses:
             if use.by("projection"):
                 physical = projected(physical, use)
@@ -271,6 +270,15 @@ class Wrapped(nn.Module):
         return replace(
             physical, axes=context.axes, labels=context.labels, units=context.units, actions=actions
         )
+
+    def as_given(self, guess: Trajectory, given: Trajectory) -> Trajectory:
+        """``guess`` with frame 0 to the bit: it has been through the model's dtype, and may no longer obey
+        what it obeyed. One that is another frame altogether is left for who checks it."""
+        found = guess.states[:, :, :1]
+        first = given.states[:, :1, -1:].to(found).expand_as(found)
+        near = (found - first).abs() <= NEAR * (first.abs() + self.scale.cpu())
+        states = torch.cat([torch.where(near, first, found), guess.states[:, :, 1:]], 2)
+        return replace(guess, states=states)
 
     def _known_times(self, context: Trajectory, times: Tensor) -> Tensor:
         """Those of ``times`` that the model itself generates."""

@@ -222,13 +222,20 @@ EXTRA = {
 }
 
 
+def named(system: str | Mapping[str, Any]) -> str:
+    """What a world is called: its preset or its system, and the one that it is made of."""
+    if isinstance(system, str):
+        return system
+    inner = f" {named(system['system'])}" if "system" in system else ""
+    return str(system.get("preset", system["name"])) + inner
+
+
 def shipped() -> Iterator[tuple[str, dict[str, Any]]]:
     """Every pair of a system and a metric of the shipped scenarios, once."""
     seen = set(ELSEWHERE)
     for file in sorted((ROOT / "scenarios").glob("*/*.yaml")):
         document = small(read(file).data, f"{file.parent.name}/{file.stem}")
-        system = document["system"]
-        name = system if isinstance(system, str) else system.get("preset", system["name"])
+        name = named(document["system"])
         metrics = [part for part in document["metrics"] if (name, part["name"]) not in seen]
         seen |= {(name, part["name"]) for part in metrics}
         if metrics:

@@ -36,7 +36,6 @@ class ActionReaction:
 
     local_in_time = False
     equality = True
-    met_by = LinearFunctional.met_by
 
     def __init__(
         self,
@@ -60,6 +59,7 @@ class ActionReaction:
             )
         self.world, self.torque = world, torque
         self.first = anchored.anchor_of(system, None, "action_reaction")
+        self.met_by = anchored.met_by(self.first)
         starts = anchored.starts_of(system)
         places, momenta = world.places_and_momenta(starts)
         if torque and places.shape[-1] == 1:

@@ -46,6 +46,20 @@ def anchor_of(system: System, reference: Literal["first", "second"] | None, name
     return int(blank) if reference is None else ("first", "second").index(reference)
 
 
+def met_by(anchor: int, shared: bool = False) -> dict[str, str]:
+    """Who keeps a value without understanding; ``shared`` where all states of the world have one."""
+    if shared:
+        who = "every baseline: all states of this world have one value of it, and so has their mean"
+    elif anchor:
+        who = (
+            "persistence, constant, shuffled and memoriser: they rest, or follow a true trajectory from a "
+            "start of its own"
+        )
+    else:
+        who = "persistence, which keeps all that it was given because it never changes"
+    return {"violation_*": who}
+
+
 def check_conserved(system: System, quantity: str, constraint: str) -> None:
     """Raises ValueError for a system that does not conserve the observable ``quantity``."""
     world = system.inner if isinstance(system, HasUnseenStart) else system

@@ -28,7 +28,7 @@ class Boundary:
     equality = False
     needs = ("HasBounds",)
     met_by: Mapping[str, str] = {
-        "violation_*": "whoever stays where it is, or draws true states, which are all within",
+        "violation_*": "every baseline: true states and their mean are all within",
     }
 
     def __init__(

@@ -41,7 +41,7 @@ class DivergenceFree:
     equality = True
     needs = ("HasGrid",)
     met_by: Mapping[str, str] = {
-        "violation_*": "whoever stays where it is, or draws true fields, which have no sources",
+        "violation_*": "every baseline: true fields and their mean have no sources",
     }
 
     def __init__(

@@ -49,10 +49,6 @@ class Energy:
     needs = ("HasEnergy",)
     equality = True
 
-    met_by: Mapping[str, str] = {
-        "violation_*": "persistence, which keeps all that it was given because it never changes",
-    }
-
     def __init__(
         self,
         system: System,
@@ -81,6 +77,7 @@ class Energy:
         self.energy = system.energy
         self.anchor = anchored.anchor_of(system, reference, "energy")
         self.local_in_time = self.anchor == 0
+        self.met_by: Mapping[str, str] = anchored.met_by(self.anchor)
         if scale is None:
             energies = self.value(anchored.starts_of(system))
             scale = anchored.spread(energies)

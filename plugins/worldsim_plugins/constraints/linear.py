@@ -34,9 +34,6 @@ class LinearFunctional:
     """
 
     equality = True
-    met_by: Mapping[str, str] = {
-        "violation_*": "persistence, which keeps all that it was given because it never changes",
-    }
 
     def __init__(
         self,
@@ -52,10 +49,12 @@ class LinearFunctional:
         self.local_in_time = self.anchor == 0
         starts = anchored.starts_of(system)
         self.rows = coefficients(value, starts, name)
+        parts = (self.rows.square() * starts.var(0, correction=0)).flatten(1).sum(1)
+        apart, whole = float(parts.mean().sqrt()), anchored.spread(value(starts))
+        shared = whole <= 1e-9 * apart  # it is rounding
+        self.met_by: Mapping[str, str] = anchored.met_by(self.anchor, shared)
         if scale is None:
-            parts = (self.rows.square() * starts.var(0, correction=0)).flatten(1).sum(1)
-            apart, whole = float(parts.mean().sqrt()), anchored.spread(value(starts))
-            scale = whole if whole > 1e-9 * apart else apart  # below, it is rounding
+            scale = apart if shared else whole
         if scale == 0:
             raise ValueError(f"the starts of {type(system).__name__} are all alike: give {name}.scale")
         self.scale = scale

@@ -29,7 +29,6 @@ class AngularMomentum:
     one value when ``scale`` is left out."""
 
     equality = True
-    met_by = LinearFunctional.met_by
 
     def __init__(
         self, system: System, scale: float | None, reference: Literal["first", "second"] | None
@@ -38,6 +37,7 @@ class AngularMomentum:
         self.value = observed(system, "angular_momentum")
         self.anchor = anchored.anchor_of(system, reference, "momentum")
         self.local_in_time = self.anchor == 0
+        self.met_by = anchored.met_by(self.anchor)
         if scale is None:
             scale = anchored.spread(self.value(anchored.starts_of(system)))
         if scale == 0:

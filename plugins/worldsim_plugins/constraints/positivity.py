@@ -33,7 +33,7 @@ class Positivity:
     local_in_time = True
     equality = False
     met_by: Mapping[str, str] = {
-        "violation_*": "whoever stays where it is, or draws true states, which are all positive",
+        "violation_*": "every baseline: true states and their mean are all positive",
     }
 
     def __init__(
