@@ -205,6 +205,13 @@ def test_velocity_is_that_of_one_level() -> None:
     torch.testing.assert_close(end, clean)
 
 
+def test_a_single_frame_has_a_level_of_its_own_too() -> None:
+    truth = windows(frames=2)
+    model = small(truth)
+    assert bool(model.loss(truth).isfinite())
+    assert model.rollout(truth.span(0, 1), grid(4), None, 2, rng()).states.shape == (8, 2, 4, 2)
+
+
 def test_bad_input_is_refused_in_words() -> None:
     truth = windows()
     model = small(truth)

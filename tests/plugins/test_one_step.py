@@ -11,6 +11,7 @@ from worldsim import NotMeasurable, Trajectory
 from worldsim.protocols import System
 from worldsim_plugins.metrics.one_step import OneStep, steps_of
 from worldsim_plugins.systems.mass_spring import MassSpring
+from worldsim_plugins.systems.n_body import Kepler
 from worldsim_plugins.systems.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from worldsim_plugins.systems.pendulum import DrivenPendulum
 from worldsim_plugins.systems.unseen_start import UnseenStart
@@ -78,6 +79,16 @@ def test_what_is_not_finite_is_counted_and_not_left_out():
     assert math.isnan(score.value)
     assert score.failed == 1
     assert "1 of 12 predictions" in score.reason
+
+
+def test_a_state_that_the_true_system_refuses_leaves_nothing_to_measure():
+    system = Kepler()
+    truth = simulated(system)
+    prediction = truth.replace(states=truth.states.clone())
+    prediction.states[2, 0, 3] *= 3.0
+    score = scored(system, prediction, truth)["one_step_defect"]
+    assert math.isnan(score.value)
+    assert "cannot be followed from a state that is predicted: kepler starts only from bound" in score.reason
 
 
 def test_what_lies_after_a_ragged_end_is_not_looked_at():

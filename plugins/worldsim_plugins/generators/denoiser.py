@@ -131,7 +131,7 @@ class Denoiser(nn.Module):
                 "context has no estimate without it; set context_dropout, to 0.1 say"
             )
         self.windows, self.prediction = windows, prediction
-        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self.sigma_min, self.sigma_max, self.each = sigma_min, sigma_max, each
         self.dropout, self.guidance = dropout, guidance
         told = beside + (dropout > 0)
         self.network = WindowNetwork(
@@ -161,10 +161,12 @@ class Denoiser(nn.Module):
         return first[:, None] + self.spread * x
 
     def level(self, sigma: Tensor, x: Tensor) -> Tensor:
-        """``[sample]`` or ``[sample, frame]``: where ln sigma lies between the lowest level, 0, and the
-        highest, 1; ``sigma`` broadcasts over ``x``."""
+        """``[sample]``, or with ``each`` ``[sample, frame]``: where ln sigma lies between the lowest level,
+        0, and the highest, 1; ``sigma`` broadcasts over ``x``."""
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
         level = (sigma.clamp(min=self.sigma_min).log().to(x) - low) / (high - low)
+        if self.each:
+            return (level if level.ndim == 0 else level.flatten(1)).expand(*x.shape[:2])
         return level.expand(len(x)) if level.ndim == 0 else level.flatten(1).squeeze(1)
 
     def forward(

@@ -10,8 +10,10 @@ for where he began.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from worldsim import NotMeasurable, Score, Trajectory, hookimpl
@@ -29,11 +31,24 @@ class OneStep:
     Needs a deterministic system that can be restarted from a state; one whose first frame shows nothing is
     asked from its frame 1 on. The interval is that of a median. The floor is what the truth itself scores,
     the error of its own integration. A prediction that is not finite, or is further than 10^6 spreads away,
-    is counted as failed, and nothing is averaged over the others. Raises NotMeasurable for a system that
-    draws where it goes, and for a prediction of a single frame.
+    is counted as failed, and nothing is averaged over the others; nor is anything where the true system
+    cannot be followed from a predicted state, such as one with less than nothing of a substance. Raises
+    NotMeasurable for a system that draws where it goes, and for a prediction of a single frame.
     """
 
-    def __init__(self, system: System) -> None:
+    def __init__(
+        self,
+        system: System,
+        *,
+        trajectories: Annotated[
+            int,
+            Field(
+                ge=1,
+                description="most trajectories that are looked at, the first ones",
+            ),
+        ] = 1000,
+    ) -> None:
+        self.most = trajectories
         self.first = int(isinstance(system, HasUnseenStart))
         self.world: System = system.inner if isinstance(system, HasUnseenStart) else system
         if not isinstance(self.world, Restartable):
@@ -44,6 +59,8 @@ class OneStep:
 
     def score(self, truth: Trajectory, prediction: Trajectory, model: Model) -> Mapping[str, Score]:
         """Truth ``[trajectory, 1, time, *state]``, prediction ``[trajectory, draw, time, *state]``."""
+        few = slice(0, self.most)
+        truth, prediction = truth.rows(few), prediction.rows(few)
         if len(truth.times) < self.first + 2:
             raise NotMeasurable("a single frame leads nowhere: ask for a longer horizon")
         valid = within(truth)[:, self.first :]
@@ -57,7 +74,11 @@ class OneStep:
         if failed:
             reason = f"{failed} of {n} predictions are not finite, or far from any state of the truth"
             return {"one_step_defect": Score(float("nan"), n=n, failed=failed, reason=reason)}
-        each = self.defects(prediction, scale, valid).mean(1)
+        try:
+            each = self.defects(prediction, scale, valid).mean(1)
+        except ValueError as error:  # of the true system: it goes nowhere from a state that cannot be
+            reason = f"the true system cannot be followed from a state that is predicted: {error}"
+            return {"one_step_defect": Score(float("nan"), n=n, failed=n, reason=reason)}
         floor = float(own.max())
         if not floor < 0.5:
             raise NotMeasurable(
