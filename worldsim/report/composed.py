@@ -9,8 +9,18 @@ from typing import Any
 
 from worldsim.composed import NORMAL, Cell, Grid, Measured
 from worldsim.report.answers import number
-from worldsim.report.plots import COLOURS, SYMBOLS, Panel, Plot, axis, layout, packed, plain, rule
+from worldsim.report.plots import COLOURS, Panel, Plot, axis, layout, packed, plain, rule
 
+SIGNS = {
+    "": ("circle", "●"),
+    "trained": ("square", "■"),
+    "guided": ("diamond", "◆"),
+    "projected": ("triangle-up", "▲"),
+    "guided-projected": ("x", "✖"),
+    "structural": ("star", "★"),
+}
+"""A way of being held -> its symbol in a plot and in a text; any other is a hexagon."""
+OTHER = ("hexagon", "⬢")
 LEAST = 1e-16
 """Where a violation that is exactly 0 is drawn on a logarithmic axis."""
 
@@ -71,22 +81,26 @@ def constrained(found: Sequence[Grid]) -> list[Panel]:
     plots = [plot for grid in found if (plot := _plot(grid))]
     caption = (
         "Each point is a generator, held to a constraint or not. To the left it obeys, down its law is the "
-        "truth's. Bars are 95 % intervals, the dotted line is the floor of the distance. A generator has one "
-        "colour, a way of being held one symbol; a violation of exactly 0 stands at the left edge."
+        "truth's. Bars are 95 % intervals, the dotted line is the floor of the distance; a violation of "
+        f"exactly 0 stands at the left edge. {_symbols(found)}."
     )
     return (
         [Panel("What a constraint does to a law", caption, tuple(plots), min(len(plots), 2))] if plots else []
     )
 
 
+def _symbols(found: Sequence[Grid]) -> str:
+    """Which way of being held has which symbol."""
+    words = dict.fromkeys(word for grid in found for word in grid.columns)
+    return ", ".join(f"{SIGNS.get(word, OTHER)[1]} {word or 'no constraint'}" for word in words)
+
+
 def _plot(grid: Grid) -> Plot | None:
     data = []
     for b, (base, cells) in enumerate(grid.cells.items()):
-        for c, cell in enumerate(cells):
+        for cell in cells:
             if cell.found and math.isfinite(cell.found.violation + cell.found.law):
-                data.append(
-                    _point(base, cell, cell.found, COLOURS[b % len(COLOURS)], SYMBOLS[c % len(SYMBOLS)])
-                )
+                data.append(_point(base, cell, cell.found, COLOURS[b % len(COLOURS)]))
     if not data:
         return None
     floors = [c.found.law_floor for cells in grid.cells.values() for c in cells if c.found]
@@ -98,9 +112,9 @@ def _plot(grid: Grid) -> Plot | None:
     return Plot(tuple(data), layout(x, y, f"{grid.constraint} ({grid.split})", shapes=shapes))
 
 
-def _point(base: str, cell: Cell, found: Measured, colour: str, symbol: str) -> dict[str, Any]:
+def _point(base: str, cell: Cell, found: Measured, colour: str) -> dict[str, Any]:
     error = 0.0 if math.isnan(found.law_error) else NORMAL * found.law_error
-    word = cell.word or "no constraint"
+    word, symbol = cell.word or "no constraint", SIGNS.get(cell.word, OTHER)[0]
     return {
         "type": "scatter", "mode": "markers", "name": plain(f"{base}, {word}"), "showlegend": False,
         "x": packed([max(found.violation, LEAST)]), "y": packed([found.law]),
