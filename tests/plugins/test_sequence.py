@@ -178,3 +178,17 @@ def test_a_rollout_reads_every_token_once_and_has_the_laws_of_prefixes(lattice, 
     again = sampled_continuation(model.next_token, truth.rows(slice(0, 4)).span(0, 1), times, 2, generator())
     assert read["forward"] == 30 * 31 // 2 - 1  # less the start symbol alone, whose law a context answers
     assert torch.equal(again.states, streamed_rollout.states)
+
+
+def test_a_token_is_told_its_place_however_it_is_read(lattice, truth):
+    model = built(lattice, truth, width=16, places=(2, 3)).double()
+    tokens = truth.states[:4, 0, :9]
+    laws = model.token_laws(tokens)
+    streamed = Streamed(model)
+    for length in (2, 3, 9):
+        assert torch.allclose(streamed(tokens[:, :length]), laws[:, length], atol=1e-12)
+    again = torch.zeros(1, 13, dtype=torch.int64)
+    places = model.embedded(again)[0] - model.embedding(again)[0]
+    assert torch.equal(places[0], places[6])
+    assert not torch.equal(places[1], places[2])
+    assert not torch.equal(places[1], places[4])

@@ -41,9 +41,18 @@ class Sequence(nn.Module):
                 description="what carries the past forward; one layer of gated recurrent units when left out"
             ),
         ] = None,
+        places: Annotated[
+            tuple[Annotated[int, Field(ge=1)], ...],
+            Field(
+                description="sizes of the axes that words are written along, the last one fastest, such as "
+                "[8, 8] for pictures row by row: each token is told its index along each; over the end they "
+                "begin again. None when left out"
+            ),
+        ] = (),
     ) -> None:
         super().__init__()
         self.vocabulary = vocabulary_size(system, truth)
+        self.place = nn.ParameterList(0.02 * torch.randn(size, width) for size in places)
         self.embedding = nn.Embedding(self.vocabulary + 1, width)
         self.body = (backbone or Recurrent()).layers(width, causal=True)
         self.head = nn.Linear(width, self.vocabulary)
@@ -55,7 +64,15 @@ class Sequence(nn.Module):
     def features(self, tokens: Tensor) -> Tensor:
         """What the head reads, ``[trajectory, length + 1, width]``: entry i for the first i ``tokens``."""
         begin = torch.full_like(tokens[:, :1], self.vocabulary) if tokens.shape[1] else self._start(tokens)
-        return self.body(self.embedding(torch.cat([begin, tokens], 1)))
+        return self.body(self.embedded(torch.cat([begin, tokens], 1)))
+
+    def embedded(self, tokens: Tensor, first: int = 0) -> Tensor:
+        """``[trajectory, length, width]`` of tokens whose first one is number ``first``; the start is 0."""
+        x, index = self.embedding(tokens), torch.arange(first, first + tokens.shape[1], device=tokens.device)
+        for vectors in reversed(self.place):
+            x = x + vectors[index % len(vectors)]
+            index = index // len(vectors)
+        return x
 
     def _start(self, tokens: Tensor) -> Tensor:
         return torch.full((len(tokens), 1), self.vocabulary, device=tokens.device)
@@ -113,9 +130,10 @@ class Streamed:
         """``tokens`` ``[n, length]`` must go on from those of the call before."""
         model = self.model
         fresh = tokens[:, self.read :].to(model.head.weight.device)
+        first = self.read + 1
         if self.state is None:
-            fresh = torch.cat([model._start(fresh), fresh], 1)
-        h, self.state = model.body.advance(model.embedding(fresh), self.state)
+            fresh, first = torch.cat([model._start(fresh), fresh], 1), 0
+        h, self.state = model.body.advance(model.embedded(fresh, first), self.state)
         self.read = tokens.shape[1]
         return model.head(h[:, -1]).double().softmax(-1).to(tokens.device)
 
