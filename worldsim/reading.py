@@ -317,6 +317,7 @@ class Reader:
         if part is None or len(self.problems) > before:
             return None
         held = {key: item[key] for key in HELD_BY if key in item} | {"mechanisms": tuple(mechanisms)}
+        held |= {key: float(held[key]) for key in ("weight", "noise") if key in held}  # 1 and 1.0 are one key
         return ConstraintUse(part, Held(**held))
 
     def baselines(self) -> list[str]:

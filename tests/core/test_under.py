@@ -77,6 +77,14 @@ def test_what_is_not_trained_anew_shares_its_weights():
     assert cases["flow"].fit_key != cases["flow.energy.trained"].fit_key
 
 
+def test_a_whole_number_means_the_same_as_one_with_a_point():
+    keys = {
+        scenario(under=[{"name": "energy", "mechanisms": ["penalty"], "weight": weight}]).cases()[4].key
+        for weight in (1, 1.0)
+    }
+    assert len(keys) == 1
+
+
 def test_cases_that_train_come_before_those_that_take_it_over():
     order = [case.label for case in in_turn(scenario().cases())]
     assert order.index("tiny/flow/1") < order.index("tiny/flow.energy.guided-projected/0")
