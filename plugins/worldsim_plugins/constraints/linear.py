@@ -2,9 +2,9 @@
 
     value(x) = A x,     x' = x - W A^T (A W A^T)^-1 (A x - c)
 
-is the nearest state with the value c where distance is measured in W^-1: with W = 1 the orthogonal
-projection, in one step and without iteration. As a map of any y, with c the value at the anchor, it is a
-parametrisation.
+is the nearest state with the value c where distance is measured in W^-1, in one step and without iteration;
+W is the variance of each component over the world's starts. As a map of any y, with c the value at the
+anchor, it is a parametrisation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class LinearFunctional:
 
     value    states ``[..., *state]`` -> ``[..., k]``, linear
     weights  W, its diagonal, ``[*state]`` or what broadcasts to it: how easily each number is moved in the
-             parametrisation; None for 1
+             parametrisation; None for the variances
     scale    error of the value that counts as 1; None for the root mean square deviation of the value between
              starts, or, where all starts share one value, for what it would be if the numbers of a state had
              nothing to do with one another
@@ -58,7 +58,10 @@ class LinearFunctional:
         if scale == 0:
             raise ValueError(f"the starts of {type(system).__name__} are all alike: give {name}.scale")
         self.scale = scale
-        self.weights = torch.ones_like(starts[0]) if weights is None else weights.expand_as(starts[0])
+        # By the spread of each component: what is a trifle to one of them is all that there is of another.
+        spread = starts.flatten(0, -2).var(0, correction=0)
+        self.spread = (spread if bool(spread.any()) else torch.ones_like(spread)).expand_as(starts[0])
+        self.weights = self.spread if weights is None else weights.expand_as(starts[0])
 
     def residual(self, trajectory: Trajectory) -> Tensor:
         """The value of each frame less that of the anchor, over ``scale``."""
@@ -76,7 +79,7 @@ class LinearFunctional:
             seen[:, :, 0] = False
             seen = seen[..., None]
             wanted = torch.where(seen, values, 0.0).sum(2, keepdim=True) / seen.sum(2, keepdim=True).clamp(1)
-        return self._moved(trajectory, states, wanted - values, torch.ones_like(self.weights))
+        return self._moved(trajectory, states, wanted - values, self.spread)
 
     def free(self, trajectory: Trajectory) -> Trajectory:
         """The trajectory itself."""

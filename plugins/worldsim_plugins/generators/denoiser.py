@@ -147,7 +147,9 @@ class Denoiser(nn.Module):
         self.register_buffer("spread", spread_of(truth))
         if prediction == "normal":
             kinds = windows.state_shape[-1] if windows.state_shape else 1
-            inputs = windows.features + TIME_FEATURES + told + each
+            # Of a causal window tau may know frame 0 alone: the actions are of all its frames.
+            self.read = math.prod(windows.state_shape) if causal else windows.features
+            inputs = self.read + TIME_FEATURES + told + each
             self.deviation = perceptron(inputs, 64, 2, (windows.frames - 1) * kinds)
             nn.init.zeros_(self.deviation[-1].weight)
             nn.init.zeros_(self.deviation[-1].bias)
@@ -194,7 +196,7 @@ class Denoiser(nn.Module):
         clean = denoiser_of(field, self.prediction)(x, sigma)
         if self.prediction != "normal":
             return clean
-        kept = self.kept(self.level(sigma, x), context, known, x)
+        kept = self.kept(self.level(sigma, x), context[:, : self.read], known, x)
         return (kept * x + sigma**2 * clean) / (kept + sigma**2)
 
     def kept(self, level: Tensor, context: Tensor, known: Tensor, x: Tensor) -> Tensor:
