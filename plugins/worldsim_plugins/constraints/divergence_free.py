@@ -112,10 +112,11 @@ class DivergenceFree:
         return trajectory.replace(states=torch.cat([states[:, :, :1], moved[:, :, 1:]], 2))
 
     def _free(self, trajectory: Trajectory) -> Trajectory:
-        """The stream function ``[..., y, x, (psi)]``, of mean 0."""
+        """The stream function with its amplitudes times their wavenumbers, ``[..., y, x, (psi)]``, of mean 0:
+        as rough as the flow is, so that what is wrong with it makes the flow no more wrong."""
         states = trajectory.states.to(torch.float64)
         (along_x, along_y), (u, v) = (k.to(states.device) for k in self.wavenumbers), self._fourier(states)
-        psi = 1j * (along_x * v - along_y * u) * self._inverse_square(states)
+        psi = 1j * (along_x * v - along_y * u) * self._inverse_square(states).sqrt()
         labels = {**trajectory.labels, "component": ("psi",)}
         return trajectory.replace(states=self._field(psi)[..., None], observables={}, labels=labels)
 
@@ -123,7 +124,7 @@ class DivergenceFree:
         """The flow ``[..., y, x, (u, v)]`` along the lines of the stream function."""
         states = free.states.to(torch.float64)
         along_x, along_y = (k.to(states.device) for k in self.wavenumbers)
-        (psi,) = self._fourier(states)
+        psi = self._fourier(states)[0] * self._inverse_square(states).sqrt()
         states = torch.stack([self._field(1j * along_y * psi), self._field(-1j * along_x * psi)], -1)
         return free.replace(
             states=states, observables={}, axes=self.axes, labels=self.labels, units=self.units
