@@ -45,9 +45,10 @@ class Corrected:
             if isinstance(use.constraint, HasRetraction) and use.held.is_nearest:
                 physical = replace(physical, states=use.constraint.retract(physical).states)
                 continue
-            metric = self._metric(physical, covariance) if use.held.covariance == "posterior" else None
+            coupled = use.held.covariance == "posterior"
+            metric = self._metric(physical, covariance) if coupled else model.spread.square()
             step = partial(gauss_newton_step, damping=use.held.noise**2, frozen=0, metric=metric)
-            states = framed(step, physical, use, apart=metric is None)
+            states = framed(step, physical, use, apart=not coupled)
             physical = replace(physical, states=states)
         return model.inward(model.freed(physical))
 
@@ -86,8 +87,9 @@ def framed(step: Callable[..., Any], trajectory: Trajectory, use: Use, apart: bo
     return out.reshape(shape) if isinstance(out, Tensor) else out
 
 
-def projected(trajectory: Trajectory, use: Use) -> Trajectory:
-    """The nearest trajectory that obeys the constraint, frame 0 held; float64.
+def projected(trajectory: Trajectory, use: Use, spread: Tensor) -> Trajectory:
+    """The nearest trajectory that obeys the constraint, frame 0 held; float64. Distance is counted in
+    ``spread``, which broadcasts to the states, unless the constraint knows its nearest point in closed form.
 
     Adds the observables ``projected_<constraint>``, 1 where the projection arrived and 0 where it did not,
     and ``projection_status_<constraint>``, a ``worldsim_kernels.project.Status``, each ``[trajectory, draw,
@@ -102,7 +104,7 @@ def projected(trajectory: Trajectory, use: Use) -> Trajectory:
         status = torch.where(worst.isfinite(), status, Status.NOT_FINITE)
     else:
         double = replace(trajectory, states=trajectory.states.double())
-        result = framed(partial(project, tolerance=TOLERANCE, frozen=0), double, use)
+        result = framed(partial(project, tolerance=TOLERANCE, frozen=0, metric=spread.square()), double, use)
         states, status = result.x.reshape(shape), result.status.reshape(shape[:2])
     status = status[..., None].expand(shape[:3]).double()
     flags = {

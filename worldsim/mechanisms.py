@@ -37,7 +37,8 @@ class Held:
                 lowers both (ConFIG, Liu, Chu and Thuerey 2024), or "sum"
     noise       R of guidance, in units of the residual: a standard deviation; 0 solves the linearised
                 constraint exactly
-    covariance  metric of guidance: "identity", or "posterior", the covariance of the estimate's error
+    covariance  metric of guidance: "identity", of states in the model's scaling, or "posterior", the
+                covariance of the estimate's error
     """
 
     mechanisms: tuple[str, ...] = ("projection",)

@@ -64,6 +64,8 @@ class Wrapped(nn.Module):
 
     shift: Tensor
     scale: Tensor
+    spread: Tensor
+    """Unit in which a correction counts how far it moves a state; the scale, unless a structure is free."""
 
     def __init__(
         self,
@@ -82,6 +84,12 @@ class Wrapped(nn.Module):
         shift, scale = scaling_of(self.freed(train), kind)
         self.register_buffer("shift", shift)
         self.register_buffer("scale", scale)
+        whole = (
+            scale
+            if self.structure is None
+            else scaling_of(train, "none" if kind == "none" else "component")[1]
+        )
+        self.register_buffer("spread", whole)
         self.floating = train.states.is_floating_point()
         self.dtype = dtype if kind != "none" and self.floating else None
         self.block = block
@@ -265,7 +273,7 @@ class Wrapped(nn.Module):
         physical = self.formed(self.as_given(self.outward(guess).to(device="cpu"), given), times.cpu())
         for use in self.uses:
             if use.by("projection"):
-                physical = projected(physical, use)
+                physical = projected(physical, use, self.spread.cpu())
         actions = None if actions is None else actions.cpu()
         return replace(
             physical, axes=context.axes, labels=context.labels, units=context.units, actions=actions

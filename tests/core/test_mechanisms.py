@@ -38,6 +38,16 @@ class Along(OnLine):
         return free.replace(states=states, times=times)
 
 
+class Loose(OnLine):
+    """A structure that holds to nothing, and shows a model the second number in other units."""
+
+    def free(self, trajectory):
+        return trajectory.replace(states=trajectory.states * torch.tensor([1.0, 7.0]), labels={})
+
+    def obeying(self, free, times):
+        return free.replace(states=free.states.double() / torch.tensor([1.0, 7.0]), times=times)
+
+
 class Sampler(nn.Module):
     """Draws normal numbers; corrected, it gives what the correction makes of them."""
 
@@ -69,13 +79,14 @@ def held(*mechanisms: str, constraint: object = None, **settings: object) -> Use
     return Use("line", constraint or OnLine(), Held(mechanisms, **settings))
 
 
-def model(*uses: Use) -> Wrapped:
-    return Wrapped(Sampler, "none", trajectories(), uses, dtype=torch.float64)
+def model(*uses: Use, data: Trajectory | None = None, scaling: str = "none") -> Wrapped:
+    return Wrapped(Sampler, scaling, trajectories() if data is None else data, uses, dtype=torch.float64)
 
 
-def rolled(*uses: Use, n: int = 6) -> Trajectory:
-    data = trajectories(n)
-    return model(*uses).rollout(data.span(0, 1), data.times, None, 1, torch.Generator().manual_seed(3))
+def rolled(*uses: Use, data: Trajectory | None = None, scaling: str = "none") -> Trajectory:
+    data = trajectories() if data is None else data
+    made = model(*uses, data=data, scaling=scaling)
+    return made.rollout(data.span(0, 1), data.times, None, 1, torch.Generator().manual_seed(3))
 
 
 def test_guidance_moves_each_number_as_freely_as_the_covariance_says():
@@ -86,6 +97,22 @@ def test_guidance_moves_each_number_as_freely_as_the_covariance_says():
         expected = free.states + lack * torch.tensor(share, dtype=torch.float64)
         assert torch.allclose(found.states[:, :, 1:], expected[:, :, 1:], atol=1e-6)
         assert torch.equal(found.states[:, :, 0], free.states[:, :, 0])
+
+
+@pytest.mark.parametrize("mechanism", ["guidance", "projection"])
+@pytest.mark.parametrize("structured", [False, True])
+def test_what_varies_by_much_is_moved_by_much(mechanism: str, structured: bool):
+    """In the units of the states, a number that hardly varies would be moved as far as any other."""
+    unit = torch.tensor([1.0, 100.0], dtype=torch.float64)
+    data = trajectories(64)
+    data = data.replace(states=data.states / data.states.std((0, 1, 2), correction=0) * unit)
+    around = [held("structure", constraint=Loose())] if structured else []
+    free, found = (
+        rolled(*uses, data=data, scaling="component") for uses in (around, [*around, held(mechanism)])
+    )
+    moved = (found.states - free.states)[:, :, 1:]
+    lack = OnLine().residual(free)[:, :, 1:, None]
+    assert torch.allclose(moved, -lack * unit**2 / unit.square().sum(), atol=1e-4 * float(lack.abs().max()))
 
 
 def test_guidance_with_noise_leaves_its_share_of_the_residual():
@@ -126,7 +153,7 @@ class Unreachable(OnLine):
 def test_what_cannot_be_reached_is_flagged_with_its_reason_and_kept():
     data = trajectories()
     data.states[2, 0, 1] = torch.nan
-    out = projected(data, held("projection", constraint=Unreachable()))
+    out = projected(data, held("projection", constraint=Unreachable()), torch.ones(2))
     assert out.states.shape == data.states.shape
     assert bool((out.observables["projected_line"] == 0).all())
     status = out.observables["projection_status_line"][:, 0, 0]
