@@ -84,12 +84,9 @@ class Wrapped(nn.Module):
         shift, scale = scaling_of(self.freed(train), kind)
         self.register_buffer("shift", shift)
         self.register_buffer("scale", scale)
-        whole = (
-            scale
-            if self.structure is None
-            else scaling_of(train, "none" if kind == "none" else "component")[1]
-        )
-        self.register_buffer("spread", whole)
+        if self.structure is not None:
+            scale = scaling_of(train, "none" if kind == "none" else "component")[1]
+        self.register_buffer("spread", scale.clone())  # a checkpoint keeps no two names of one tensor
         self.floating = train.states.is_floating_point()
         self.dtype = dtype if kind != "none" and self.floating else None
         self.block = block

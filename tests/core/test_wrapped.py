@@ -65,7 +65,7 @@ def test_a_model_sees_standardised_float32():
 
 
 def test_the_scaling_is_part_of_the_checkpoint():
-    assert {"shift", "scale", "inner.net.weight"} == set(wrapped(truth()).state_dict())
+    assert {"shift", "scale", "spread", "inner.net.weight"} == set(wrapped(truth()).state_dict())
 
 
 def test_canonical_scaling_has_one_scale_for_positions_and_one_for_momenta():
