@@ -46,7 +46,7 @@ def fitted(truth, seed, diffuse, tune=0):
 @torch.no_grad()
 def made(model, generator):
     nothing, noise = torch.zeros(POINTS, 2), torch.randn(POINTS, 1, 2, generator=generator)
-    return model.transport(noise, nothing, nothing, generator)[:, 0]
+    return model.drawn(noise, nothing, nothing, generator, None)[:, 0]
 
 
 @torch.no_grad()

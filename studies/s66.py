@@ -61,7 +61,7 @@ def run(seed=0, steps=STEPS):
     figures = {"floor": wasserstein2(truth, ring(POINTS, generator)).W2_squared ** 0.5}
     for count in (1, 2, 4, 8):
         model.levels = stops(model, count)
-        end = model.transport(noise, nothing, nothing, generator)[:, 0]
+        end = model.drawn(noise, nothing, nothing, generator, None)[:, 0]
         figures[f"distance, {count} steps"] = float((end - exact).norm(dim=1).mean())
         figures[f"W2, {count} steps"] = wasserstein2(end, truth).W2_squared ** 0.5
     return figures

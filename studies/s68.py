@@ -31,7 +31,7 @@ def run(seed=0, steps=STEPS):
 
     def ends(noise, gamma):
         model.gamma = gamma
-        return model.transport(noise, nothing, nothing, generator).view(STARTS, DRAWS, 2)
+        return model.drawn(noise, nothing, nothing, generator, None).view(STARTS, DRAWS, 2)
 
     fresh = torch.randn(STARTS * DRAWS, 1, 2, generator=generator)
     same = fresh[::DRAWS].repeat_interleave(DRAWS, 0)

@@ -19,23 +19,24 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from worldsim import Trajectory, hookimpl
-from worldsim.protocols import Backbone, Correction, Streams
+from worldsim.protocols import Backbone, Streams
 from worldsim_plugins.backbones.ssm import SSM
+from worldsim_plugins.generators.frame_generator import Asked, FrameGenerator
 from worldsim_plugins.generators.patches import Patch, Patches, Places
 from worldsim_plugins.generators.token_laws import FlowLaw, MixtureLaw
 from worldsim_plugins.generators.windows import Mend, Windows, mending, rolled
 
 
-class Autoregressive(nn.Module):
+class Autoregressive(FrameGenerator):
     """A next-frame model of states ``[trajectory, 1, time, *state]`` that reads the whole context, and makes
     each further token at the same cost and memory, by the backbone's ``advance``.
 
-    The default backbone is Mamba's. Raises ValueError for states that are not real numbers (of tokens,
-    ``sequence`` is the model), fewer than 2 frames, a non-uniform time step, patches that do not tile a
-    frame, and a backbone that cannot read piece by piece.
+    Guidance corrects each frame when it is made, before the next one is. The default backbone is Mamba's.
+    Raises ValueError for states that are not real numbers (of tokens, ``sequence`` is the model), fewer than
+    2 frames, a non-uniform time step, patches that do not tile a frame, and a backbone that cannot read piece
+    by piece.
     """
 
-    scaling = "component"
     causal = True
     spread: Tensor
 
@@ -159,43 +160,9 @@ class Autoregressive(nn.Module):
             actions = torch.cat([actions[:, :-1], torch.zeros_like(actions[:, -1:])], 1)
         return self.body(self.read(tokens, actions))[:, -1]
 
-    def rollout(
-        self,
-        context: Trajectory,
-        times: Tensor,
-        actions: Tensor | None,
-        draws: int,
-        generator: torch.Generator,
-    ) -> Trajectory:
-        """``draws`` futures of each context, all of which is read. ``times`` must have the step of the fit
-        (ValueError otherwise)."""
-        return self._roll(context, times, actions, draws, generator, None)
-
-    def guided_rollout(
-        self,
-        context: Trajectory,
-        times: Tensor,
-        actions: Tensor | None,
-        draws: int,
-        generator: torch.Generator,
-        correct: Correction,
-    ) -> Trajectory:
-        """As ``rollout``, each frame corrected when it is made, before the next one is.
-
-        ``correct`` sees the rollout up to that frame; what it does to earlier frames is ignored.
-        """
-        return self._roll(context, times, actions, draws, generator, correct)
-
-    @torch.no_grad()
-    def _roll(
-        self,
-        context: Trajectory,
-        times: Tensor,
-        actions: Tensor | None,
-        draws: int,
-        generator: torch.Generator,
-        correct: Correction | None,
-    ) -> Trajectory:
+    def roll(self, asked: Asked) -> Trajectory:
+        """All of each context is read, and then frame after frame made."""
+        context, times, actions, draws = asked.context, asked.times, asked.actions, asked.draws
         self.check_step(times)
         given, past = context.states[:, 0].to(self.into.weight), context.states.shape[2]
         acts = actions
@@ -210,14 +177,14 @@ class Autoregressive(nn.Module):
         frames = [given[:, -1:].repeat_interleave(draws, 0)]
         for t in range(1, len(times)):
             u = None if actions is None else actions[:, t - 1 : t + 1].repeat_interleave(draws, 0)
-            made, carried = self._frame(tokens, h, state, u, generator)
-            if correct is not None:
-                known = torch.cat(frames, 1).unflatten(0, (len(given), draws))
-                made = self._mended(made, h, mending(correct, context, known, times, actions))
+            made, carried = self._frame(tokens, h, state, u, asked.generator)
+            mend = mending(asked, torch.cat(frames, 1).unflatten(0, (len(given), draws)))
+            if mend is not None:
+                made = self._mended(made, h, mend)
             frames.append(self.patches.frames(made[:, None]))
             if t + 1 < len(times):
                 both, count = torch.cat([tokens, made], 1), self.patches.count
-                fresh = (2 * count - 1, carried) if correct is None else (count, state)
+                fresh = (2 * count - 1, carried) if mend is None else (count, state)
                 h, state = self._after(both, u, *fresh)
             tokens = made
         states = torch.cat(frames, 1).unflatten(0, (len(given), draws))

@@ -25,10 +25,10 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldsim import Trajectory, hookimpl
-from worldsim.protocols import Backbone, Correction
+from worldsim.protocols import Backbone
 from worldsim_kernels.sampling import gamma_sampling, heun
 from worldsim_plugins.generators.denoiser import (
     Denoiser,
@@ -41,10 +41,11 @@ from worldsim_plugins.generators.denoiser import (
     noise_like,
     weighted_error,
 )
+from worldsim_plugins.generators.frame_generator import Asked, FrameGenerator
 from worldsim_plugins.generators.networks import TIME_FEATURES, fourier
 from worldsim_plugins.generators.patches import Patch
 from worldsim_plugins.generators.window_network import Causal, Depth, Width
-from worldsim_plugins.generators.windows import Mend, Windows, mending, normal
+from worldsim_plugins.generators.windows import Mend, Windows
 
 LATE = 1.0
 """Noise level below which a diffusion's estimate is near enough to one trajectory to be penalised."""
@@ -54,18 +55,20 @@ HUBER = 0.00054
 """c of sqrt(|d|^2 + c^2) - c for each root of a number (Song and Dhariwal 2023)."""
 
 
-class Consistency(nn.Module):
+class Consistency(FrameGenerator):
     """The law of the frames that follow a frame, sampled in few steps.
 
     Built from ``truth``, whose number of frames is the window's (2 or more) and whose uniform time step is
-    the only one it can roll out. States must be floating, standardised by component. The stage of training
-    follows from the share of the fit that is done. Raises ValueError for anything else.
+    the only one it can roll out; see ``Windows``.
+
+    The stage of training follows from the share of the fit that is done. Guidance takes
+    correct(jump(x, t, 0)) in place of jump(x, t, 0) in every step; a correction that wants the covariance of
+    the estimate raises ValueError, for a jump is a sample and no mean.
 
     ``teacher`` is an optional denoiser (x, sigma, context) that trajectories are learned from; without one
     they are learned from the model's own.
     """
 
-    scaling = "component"
     whole_window = True
     done: Tensor
 
@@ -122,6 +125,8 @@ class Consistency(nn.Module):
         noise_deviation: NoiseDeviation = 2.0,
     ) -> None:
         super().__init__()
+        self.windows = Windows(truth)
+        self.window, self.time_step = self.windows.frames, self.windows.time_step
         if gamma < 1 and target == "end":
             raise ValueError(
                 f"gamma is {gamma:g}, and target 'end' only jumps to the data: set target: any, or gamma: 1"
@@ -131,8 +136,6 @@ class Consistency(nn.Module):
             raise ValueError(
                 f"levels are {list(levels)}; they must descend between sigma_max, {sigma_max:g}, and 0"
             )
-        self.windows = Windows(truth)
-        self.window, self.time_step = self.windows.frames, self.windows.time_step
         self.target, self.diffuse, self.stages = target, diffuse, stages
         self.levels, self.gamma = levels, gamma
         self.noise_mean, self.noise_deviation = noise_mean, noise_deviation
@@ -261,70 +264,22 @@ class Consistency(nn.Module):
         # Both start with their share of x: in terms of g the difference is this many times larger.
         return (pseudo_huber((here - aim) / (1 - r / t)) * (1 + t**-2).sqrt().flatten()).mean()
 
-    def rollout(
-        self,
-        context: Trajectory,
-        times: Tensor,
-        actions: Tensor | None,
-        draws: int,
-        generator: torch.Generator,
-    ) -> Trajectory:
-        """``draws`` futures of the last frame of each context, window by window.
-
-        ``times`` must have the step of the fit (ValueError otherwise); any number of frames. Where a window
-        reaches past ``times`` its last action is held, and its surplus frames are dropped. The noise is
-        drawn on the CPU in float64.
-        """
-        return self._roll(context, times, actions, draws, generator, None)
-
-    def guided_rollout(
-        self,
-        context: Trajectory,
-        times: Tensor,
-        actions: Tensor | None,
-        draws: int,
-        generator: torch.Generator,
-        correct: Correction,
-    ) -> Trajectory:
-        """As ``rollout``, with correct(jump(x, t, 0)) in place of jump(x, t, 0) in every step.
-
-        ``correct`` sees the whole rollout up to the end of the current window; what it does to frames that
-        are already settled is ignored. Raises ValueError for a correction that wants the covariance of the
-        estimate: a jump is a sample and no mean.
-        """
-        return self._roll(context, times, actions, draws, generator, correct)
-
-    @torch.no_grad()
-    def _roll(
-        self,
-        context: Trajectory,
-        times: Tensor,
-        actions: Tensor | None,
-        draws: int,
-        generator: torch.Generator,
-        correct: Correction | None,
-    ) -> Trajectory:
-        if getattr(correct, "wants_covariance", False):
+    def roll(self, asked: Asked) -> Trajectory:
+        """Window after window from the last frame of each context."""
+        if asked.wants_covariance:
             raise ValueError(
                 "this guidance weighs by the covariance of a posterior mean, and a consistency model jumps "
                 "to a sample: guide without it, or take a flow or a diffusion"
             )
+        return self.windows.futures(asked, self.drawn, self.denoiser.spread)
 
-        def window_after(known: Tensor, given: Tensor) -> Tensor:
-            shape = (len(given), self.window - 1, *self.windows.state_shape)
-            mend = None if correct is None else mending(correct, context, known, times, actions)
-            first = known[:, :, -1].flatten(0, 1)
-            return self.transport(normal(shape, generator, given), first, given, generator, mend)
-
-        return self.windows.chained(window_after, context, times, actions, draws, self.denoiser.spread)
-
-    def transport(
+    def drawn(
         self,
         noise: Tensor,
         first: Tensor,
         context: Tensor,
         generator: torch.Generator,
-        mend: Mend | None = None,
+        mend: Mend | None,
     ) -> Tensor:
         """Standard normal ``noise`` ``[sample, frame, *state]`` to the frames after ``first``
         ``[sample, *state]``; ``mend`` corrects where each jump to the data ends."""

@@ -15,10 +15,10 @@ from typing import Annotated, Literal, TypeAlias, get_args
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldsim import Trajectory, hookimpl
-from worldsim.protocols import Backbone, Correction
+from worldsim.protocols import Backbone
 from worldsim_kernels.sampling import (
     ancestral,
     ddim,
@@ -44,9 +44,10 @@ from worldsim_plugins.generators.denoiser import (
     noise_like,
     weighted_error,
 )
+from worldsim_plugins.generators.frame_generator import Asked, FrameGenerator
 from worldsim_plugins.generators.patches import Patch
 from worldsim_plugins.generators.window_network import Causal, Depth, Width
-from worldsim_plugins.generators.windows import Mend, Windows, mending, normal
+from worldsim_plugins.generators.windows import Mend, Windows
 
 Sampler: TypeAlias = Literal["dpm_solver_pp_2m", "heun", "ddim", "ancestral", "stochastic_heun"]
 SAMPLERS = get_args(Sampler)
@@ -55,16 +56,17 @@ LATE = 1.0
 """Noise level below which the estimate of the data is near enough to one trajectory to be penalised."""
 
 
-class Diffusion(nn.Module):
+class Diffusion(FrameGenerator):
     """A conditional diffusion; its denoiser is a perceptron over the flattened window, or a backbone over
     its frames or their patches.
 
     Built from ``truth``, whose number of frames is the window's (2 or more) and whose uniform time step is
-    the only one it can roll out. States must be floating, standardised by component. Raises ValueError for
-    anything else.
+    the only one it can roll out; see ``Windows``.
+
+    Guidance takes correct(D) in place of D from s = 1 / (1 + sigma) = ``guide_from`` on, and so the flow
+    towards the corrected estimate; a last step ends in it.
     """
 
-    scaling = "component"
     whole_window = True
 
     def __init__(
@@ -113,10 +115,10 @@ class Diffusion(nn.Module):
         ] = 1,
     ) -> None:
         super().__init__()
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler is {sampler!r}; allowed are {', '.join(SAMPLERS)}")
         self.windows = Windows(truth)
         self.window, self.time_step = self.windows.frames, self.windows.time_step
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler is {sampler!r}; allowed are {', '.join(SAMPLERS)}")
         self.sampler, self.steps, self.grid, self.churn = sampler, steps, grid, churn
         self.noise_mean, self.noise_deviation = noise_mean, noise_deviation
         self.guide_from, self.unroll = guide_from, unroll
@@ -186,65 +188,17 @@ class Diffusion(nn.Module):
         clean = denoiser(x, sigma, context, dropped=dropped)
         return weighted_error(clean, data, sigma), x, sigma, clean, first, context
 
-    def rollout(
-        self,
-        context: Trajectory,
-        times: Tensor,
-        actions: Tensor | None,
-        draws: int,
-        generator: torch.Generator,
-    ) -> Trajectory:
-        """``draws`` futures of the last frame of each context, window by window.
+    def roll(self, asked: Asked) -> Trajectory:
+        """Window after window from the last frame of each context."""
+        return self.windows.futures(asked, self.drawn, self.denoiser.spread)
 
-        ``times`` must have the step of the fit (ValueError otherwise); any number of frames. Where a window
-        reaches past ``times`` its last action is held, and its surplus frames are dropped. The noise is
-        drawn on the CPU in float64.
-        """
-        return self._roll(context, times, actions, draws, generator, None)
-
-    def guided_rollout(
-        self,
-        context: Trajectory,
-        times: Tensor,
-        actions: Tensor | None,
-        draws: int,
-        generator: torch.Generator,
-        correct: Correction,
-    ) -> Trajectory:
-        """As ``rollout``, with correct(D) in place of D from s = 1 / (1 + sigma) = ``guide_from`` on, and so
-        the flow towards the corrected estimate.
-
-        ``correct`` sees the whole rollout up to the end of the current window; what it does to frames that
-        are already settled is ignored. A last step ends in the corrected estimate.
-        """
-        return self._roll(context, times, actions, draws, generator, correct)
-
-    @torch.no_grad()
-    def _roll(
-        self,
-        context: Trajectory,
-        times: Tensor,
-        actions: Tensor | None,
-        draws: int,
-        generator: torch.Generator,
-        correct: Correction | None,
-    ) -> Trajectory:
-        def window_after(known: Tensor, given: Tensor) -> Tensor:
-            shape = (len(given), self.window - 1, *self.windows.state_shape)
-            mend = None if correct is None else mending(correct, context, known, times, actions)
-            first = known[:, :, -1].flatten(0, 1)
-            noise = normal(shape, generator, given)
-            return self.transport(noise, first, given, generator, mend)
-
-        return self.windows.chained(window_after, context, times, actions, draws, self.denoiser.spread)
-
-    def transport(
+    def drawn(
         self,
         noise: Tensor,
         first: Tensor,
         context: Tensor,
         generator: torch.Generator,
-        mend: Mend | None = None,
+        mend: Mend | None,
     ) -> Tensor:
         """Standard normal ``noise`` ``[sample, frame, *state]`` to the frames after ``first``
         ``[sample, *state]``; ``mend`` corrects the estimate of them from s = ``guide_from`` on."""

@@ -16,10 +16,10 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldsim import Trajectory, hookimpl
-from worldsim.protocols import Backbone, Correction
+from worldsim.protocols import Backbone
 from worldsim_kernels.sampling import karras_grid, velocity_of
 from worldsim_plugins.backbones.transformer import Transformer
 from worldsim_plugins.generators.denoiser import (
@@ -32,6 +32,7 @@ from worldsim_plugins.generators.denoiser import (
     SigmaMin,
     noise_like,
 )
+from worldsim_plugins.generators.frame_generator import Asked, FrameGenerator
 from worldsim_plugins.generators.window_network import Width
 from worldsim_plugins.generators.windows import Mend, Windows, hold, mending, normal, rolled
 
@@ -39,15 +40,19 @@ LATE = 1.0
 """Noise level below which the estimate of a frame is near enough to one frame to be penalised."""
 
 
-class DiffusionForcing(nn.Module):
+class DiffusionForcing(FrameGenerator):
     """The law of each frame given those before, sampled by a diffusion.
 
     Built from ``truth``, whose number of frames is the window's (2 or more) and whose uniform time step is
-    the only one it can roll out. A context of more frames than one is made use of. States must be floating,
-    standardised by component. Raises ValueError for anything else.
+    the only one it can roll out; see ``Windows``.
+
+    A rollout is made chunk by chunk, each given what of the past its window holds: a context of more frames
+    than one, which must have the step of the fit, is made use of. Guidance takes correct(D) in place of D for
+    frames from s = 1 / (1 + sigma) = ``guide_from`` on; a correction that wants the covariance of the
+    estimate raises ValueError, for each frame is estimated from those up to it, and their errors have no
+    joint one here.
     """
 
-    scaling = "component"
     causal = True
     whole_window = True
 
@@ -160,55 +165,14 @@ class DiffusionForcing(nn.Module):
         error = (weight * (clean - data).square()).flatten(2).mean(2)
         return error.sum() / noisy.sum(), clean, sigma, data, first
 
-    def rollout(
-        self,
-        context: Trajectory,
-        times: Tensor,
-        actions: Tensor | None,
-        draws: int,
-        generator: torch.Generator,
-    ) -> Trajectory:
-        """``draws`` futures of each context, chunk by chunk, each given what of the past its window holds.
-
-        ``times`` must have the step of the fit, and so must the context where it has more frames than one
-        (ValueError otherwise); any number of frames. Where a window reaches past ``times`` its last action is
-        held, and its surplus frames are dropped. The noise is drawn on the CPU in float64.
-        """
-        return self._roll(context, times, actions, draws, generator, None)
-
-    def guided_rollout(
-        self,
-        context: Trajectory,
-        times: Tensor,
-        actions: Tensor | None,
-        draws: int,
-        generator: torch.Generator,
-        correct: Correction,
-    ) -> Trajectory:
-        """As ``rollout``, with correct(D) in place of D for frames from s = 1 / (1 + sigma) = ``guide_from``
-        on.
-
-        ``correct`` sees the whole rollout up to the end of the current chunk; what it does to frames that are
-        already settled is ignored. Raises ValueError for a correction that wants the covariance of the
-        estimate: each frame is estimated from those up to it, and their errors have no joint one here.
-        """
-        return self._roll(context, times, actions, draws, generator, correct)
-
-    @torch.no_grad()
-    def _roll(
-        self,
-        context: Trajectory,
-        times: Tensor,
-        actions: Tensor | None,
-        draws: int,
-        generator: torch.Generator,
-        correct: Correction | None,
-    ) -> Trajectory:
-        if getattr(correct, "wants_covariance", False):
+    def roll(self, asked: Asked) -> Trajectory:
+        """Chunk after chunk from the last frame of each context."""
+        if asked.wants_covariance:
             raise ValueError(
                 "this guidance weighs by the covariance of a window's error, and this model estimates frame "
                 "by frame: guide without it, or take a flow or a diffusion"
             )
+        context, times, actions, draws = asked.context, asked.times, asked.actions, asked.draws
         self.windows.check_step(times)
         known, acts = self._past(context, actions)
         known = known.repeat_interleave(draws, 1).to(self.denoiser.spread)
@@ -219,8 +183,7 @@ class DiffusionForcing(nn.Module):
             held = None if held is None else held.repeat_interleave(draws, 0)
             history = known[:, :, oldest:].flatten(0, 1)
             given = self.condition(history[:, 0], held)
-            mend = None if correct is None else mending(correct, context, known[:, :, begin:], times, actions)
-            made = self._chunk(history, given, generator, mend)
+            made = self._chunk(history, given, asked.generator, mending(asked, known[:, :, begin:]))
             known = torch.cat([known, made.unflatten(0, known.shape[:2])], 2)
         return rolled(context, known[:, :, begin : begin + len(times)], times, actions)
 

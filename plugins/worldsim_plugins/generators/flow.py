@@ -18,25 +18,31 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from worldsim import Trajectory, hookimpl
-from worldsim.protocols import Backbone, Correction
+from worldsim.protocols import Backbone
 from worldsim_plugins.backbones.linear_dit import LinearDiT
 from worldsim_plugins.generators.couplings import ContextWeight, Coupling, paired
 from worldsim_plugins.generators.denoiser import Dropout
 from worldsim_plugins.generators.flow_sampling import Method, transported
+from worldsim_plugins.generators.frame_generator import Asked, FrameGenerator
 from worldsim_plugins.generators.patches import Patch
 from worldsim_plugins.generators.window_network import Causal, Depth, Width, WindowNetwork
-from worldsim_plugins.generators.windows import Mend, Windows, mending, normal
+from worldsim_plugins.generators.windows import Mend, Windows
 
 LATE = 0.5
 
 
-class Flow(nn.Module):
+class Flow(FrameGenerator):
     """A conditional rectified flow; its field is a perceptron over the flattened window, or a backbone over
     its frames or their patches.
 
     Built from ``truth``, whose number of frames is the window's (2 or more) and whose uniform time step is
-    the only one it can roll out. States must be floating, standardised by component. Raises ValueError for
-    anything else.
+    the only one it can roll out; see ``Windows``.
+
+    Guidance takes the velocity of the corrected estimate from s = ``guide_from`` on,
+
+        v' = v + (correct(x1) - x1) / (1 - s) = (correct(x1) - x) / (1 - s),    x1 = x + (1 - s) v
+
+    (re-mixing the corrected estimate with the noise instead would distort the law).
 
     Reflow (Liu, Gong and Liu 2022): each round after the first has the pairs (z, x_1) of the flow as it was
     when the round began, x_1 being where z is carried by ``steps`` of ``method``. Paths become straight, so
@@ -46,7 +52,6 @@ class Flow(nn.Module):
     steps return 0.091 and 25 midpoint steps, at the same cost, 0.0999; with deviation 0.01, 0.004 and 0.006.
     """
 
-    scaling = "component"
     whole_window = True
     default_backbone: Callable[[], Backbone] | None = None
 
@@ -114,14 +119,14 @@ class Flow(nn.Module):
         ] = 1.0,
     ) -> None:
         super().__init__()
+        self.windows = Windows(truth)
+        self.window, self.time_step = self.windows.frames, self.windows.time_step
         if context_guidance != 1 and not context_dropout:
             raise ValueError(
                 f"context_guidance is {context_guidance:g} and context_dropout 0: a network that always saw "
                 "the context has no velocity without it; set context_dropout, to 0.1 say"
             )
         self.dropout, self.guidance = context_dropout, context_guidance
-        self.windows = Windows(truth)
-        self.window, self.time_step = self.windows.frames, self.windows.time_step
         self.steps, self.method, self.guide_from = steps, method, guide_from
         self.coupling, self.context_weight = coupling, context_weight
         self.training_times, self.reflow, self.unroll = training_times, reflow, unroll
@@ -227,58 +232,15 @@ class Flow(nn.Module):
 
         return transported(velocity, noise, self.steps, self.method)
 
-    def rollout(
-        self,
-        context: Trajectory,
-        times: Tensor,
-        actions: Tensor | None,
-        draws: int,
-        generator: torch.Generator,
-    ) -> Trajectory:
-        """``draws`` futures of the last frame of each context, window by window.
+    def roll(self, asked: Asked) -> Trajectory:
+        """Window after window from the last frame of each context."""
+        return self.windows.futures(asked, self.drawn, next(self.parameters()))
 
-        ``times`` must have the step of the fit (ValueError otherwise); any number of frames. Where a window
-        reaches past ``times`` its last action is held, and its surplus frames are dropped. The noise is
-        drawn on the CPU in float64.
-        """
-        return self._roll(context, times, actions, draws, generator, None)
-
-    def guided_rollout(
-        self,
-        context: Trajectory,
-        times: Tensor,
-        actions: Tensor | None,
-        draws: int,
-        generator: torch.Generator,
-        correct: Correction,
-    ) -> Trajectory:
-        """As ``rollout``, with the velocity of the corrected estimate from s = ``guide_from`` on:
-
-            v' = v + (correct(x1) - x1) / (1 - s) = (correct(x1) - x) / (1 - s),    x1 = x + (1 - s) v
-
-        ``correct`` sees the whole rollout up to the end of the current window; what it does to frames that
-        are already settled is ignored. Re-mixing the corrected estimate with the noise instead would
-        distort the law.
-        """
-        return self._roll(context, times, actions, draws, generator, correct)
-
-    @torch.no_grad()
-    def _roll(
-        self,
-        context: Trajectory,
-        times: Tensor,
-        actions: Tensor | None,
-        draws: int,
-        generator: torch.Generator,
-        correct: Correction | None,
-    ) -> Trajectory:
-        def window_after(known: Tensor, given: Tensor) -> Tensor:
-            shape = (len(given), self.window - 1, *self.windows.state_shape)
-            mend = None if correct is None else mending(correct, context, known, times, actions)
-            return self.transport(normal(shape, generator, given), given, mend)
-
-        weight = next(self.parameters())
-        return self.windows.chained(window_after, context, times, actions, draws, weight)
+    def drawn(
+        self, noise: Tensor, first: Tensor, context: Tensor, generator: torch.Generator, mend: Mend | None
+    ) -> Tensor:
+        """``transport``; nothing further is drawn."""
+        return self.transport(noise, context, mend)
 
     def transport(self, x: Tensor, context: Tensor, mend: Mend | None = None) -> Tensor:
         """Noise ``[sample, frame, *state]`` at s = 0 to data at s = 1, by ``steps`` of ``method``; ``mend``

@@ -14,16 +14,19 @@ import torch
 from torch import Tensor
 
 from worldsim import Trajectory
-from worldsim.protocols import Correction
+from worldsim_plugins.generators.frame_generator import Asked
 
 Generate: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(frames so far ``[trajectory, draw, time, *state]``, what is given ``[sample, feature]``) -> the next
 frames ``[sample, frame, *state]``."""
 
-
 Mend: TypeAlias = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 """(estimate of the clean frames of a window ``[sample, frame, *state]``, covariance of its error as a linear
 map of such tensors) -> a better estimate."""
+
+Draw: TypeAlias = Callable[[Tensor, Tensor, Tensor, torch.Generator, Mend | None], Tensor]
+"""(standard normal noise ``[sample, frame, *state]``, frame 0 ``[sample, *state]``, what is given
+``[sample, feature]``, generator of further noise, what puts estimates right) -> the frames after frame 0."""
 
 
 class Windows:
@@ -100,6 +103,15 @@ class Windows:
             known = torch.cat([known, window.unflatten(0, known.shape[:2])], 2)[:, :, : len(times)]
         return rolled(context, known, times, actions)
 
+    def futures(self, asked: Asked, draw: Draw, weight: Tensor) -> Trajectory:
+        """``chained`` windows that ``draw`` makes of noise."""
+
+        def window_after(known: Tensor, given: Tensor) -> Tensor:
+            noise = normal((len(given), self.frames - 1, *self.state_shape), asked.generator, given)
+            return draw(noise, known[:, :, -1].flatten(0, 1), given, asked.generator, mending(asked, known))
+
+        return self.chained(window_after, asked.context, asked.times, asked.actions, asked.draws, weight)
+
     def check_step(self, times: Tensor) -> None:
         step = times.new_tensor(self.time_step).double()
         if not torch.allclose(times.diff().double(), step, rtol=1e-6, atol=0):
@@ -117,19 +129,19 @@ def rolled(context: Trajectory, states: Tensor, times: Tensor, actions: Tensor |
     return context.replace(states=states, times=times[:count], actions=actions, observables={}, length=None)
 
 
-def mending(
-    correct: Correction, context: Trajectory, known: Tensor, times: Tensor, actions: Tensor | None
-) -> Mend:
-    """``correct`` for the window that follows the frames ``known`` ``[trajectory, draw, time, *state]``.
+def mending(asked: Asked, known: Tensor) -> Mend | None:
+    """The correction for the window that follows the frames ``known`` ``[trajectory, draw, time, *state]``.
 
     It sees the rollout up to the end of that window; what it does to settled frames is ignored, and so is
     what the window holds beyond ``times``. The covariance of a settled frame is 0.
     """
-    past = known.shape[2]
+    correct, past = asked.correct, known.shape[2]
+    if correct is None:
+        return None
 
     def mend(clean: Tensor, covariance: Callable[[Tensor], Tensor]) -> Tensor:
         window = clean.unflatten(0, known.shape[:2])
-        estimate = torch.cat([known, window], 2)[:, :, : len(times)]
+        estimate = torch.cat([known, window], 2)[:, :, : len(asked.times)]
         count = estimate.shape[2] - past
 
         def of_rollout(w: Tensor) -> Tensor:
@@ -138,11 +150,10 @@ def mending(
             spread = covariance(padded.flatten(0, 1)).unflatten(0, known.shape[:2])
             return torch.cat([torch.zeros_like(known), spread[:, :, :count]], 2)
 
-        shown = rolled(context, estimate, times, actions)
-        wants = getattr(correct, "wants_covariance", False)
-        better = (correct(shown, of_rollout) if wants else correct(shown)).states.to(clean)
+        shown = rolled(asked.context, estimate, asked.times, asked.actions)
+        better = correct(shown, of_rollout) if asked.wants_covariance else correct(shown)
         change = torch.zeros_like(window)
-        change[:, :, :count] = (better - estimate)[:, :, past:]
+        change[:, :, :count] = (better.states.to(clean) - estimate)[:, :, past:]
         return clean + change.flatten(0, 1)
 
     return mend
