@@ -70,7 +70,13 @@ class ActionReaction:
         self.arm = float((places - places.mean(-2, keepdim=True)).square().sum(-1).mean().sqrt())
         if not torque:
             self.linear = LinearFunctional(
-                system, self._momentum, "action_reaction", self.scale, None, mass_weights(system)
+                system,
+                starts,
+                self._momentum,
+                "action_reaction",
+                self.scale,
+                None,
+                mass_weights(system, starts),
             )
             # On the instance: a class that has the method is taken for one that offers it.
             self.retract = self.linear.retract

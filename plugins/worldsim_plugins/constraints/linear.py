@@ -23,6 +23,7 @@ from worldsim_plugins.constraints import anchored
 class LinearFunctional:
     """Residual ``[trajectory, draw, time]``, with ``[..., k]`` where the value has k numbers.
 
+    starts   of the system, ``[n, *state]``
     value    states ``[..., *state]`` -> ``[..., k]``, linear
     weights  W, its diagonal, ``[*state]`` or what broadcasts to it: how easily each number is moved in the
              parametrisation; None for the variances
@@ -38,6 +39,7 @@ class LinearFunctional:
     def __init__(
         self,
         system: System,
+        starts: Tensor,
         value: anchored.Value,
         name: str,
         scale: float | None,
@@ -47,7 +49,6 @@ class LinearFunctional:
         self.value = value
         self.anchor = anchored.anchor_of(system, reference, name)
         self.local_in_time = self.anchor == 0
-        starts = anchored.starts_of(system)
         self.rows = coefficients(value, starts, name)
         parts = (self.rows.square() * starts.var(0, correction=0)).flatten(1).sum(1)
         apart, whole = float(parts.mean().sqrt()), anchored.spread(value(starts))
@@ -113,10 +114,9 @@ def coefficients(value: anchored.Value, states: Tensor, name: str) -> Tensor:
     return rows
 
 
-def observed(system: System, name: str) -> anchored.Value:
-    """An observable as a value ``[..., k]``; of a number, k = 1."""
+def observed(system: System, name: str, axes: int) -> anchored.Value:
+    """An observable as a value ``[..., k]`` of states with so many axes; of a number, k = 1."""
     world = system.inner if isinstance(system, HasUnseenStart) else system
-    axes = anchored.starts_of(system).ndim - 1
 
     def value(states: Tensor) -> Tensor:
         found: Tensor = world.observe(states.to(torch.float64))[name]  # type: ignore[attr-defined]

@@ -39,7 +39,9 @@ def mass(
     Raises ValueError for a system that does not conserve it, or whose mass is not linear in the state.
     """
     anchored.check_conserved(system, "mass", "mass")
-    return LinearFunctional(system, observed(system, "mass"), "mass", scale, reference)
+    starts = anchored.starts_of(system)
+    value = observed(system, "mass", starts.ndim - 1)
+    return LinearFunctional(system, starts, value, "mass", scale, reference)
 
 
 @hookimpl

@@ -34,12 +34,13 @@ class AngularMomentum:
         self, system: System, scale: float | None, reference: Literal["first", "second"] | None
     ) -> None:
         anchored.check_conserved(system, "angular_momentum", "momentum with angular")
-        self.value = observed(system, "angular_momentum")
+        starts = anchored.starts_of(system)
+        self.value = observed(system, "angular_momentum", starts.ndim - 1)
         self.anchor = anchored.anchor_of(system, reference, "momentum")
         self.local_in_time = self.anchor == 0
         self.met_by = anchored.met_by(self.anchor)
         if scale is None:
-            scale = anchored.spread(self.value(anchored.starts_of(system)))
+            scale = anchored.spread(self.value(starts))
         if scale == 0:
             raise ValueError(
                 f"the starts of {type(system).__name__} share one angular momentum: give momentum.scale, the "
@@ -76,17 +77,17 @@ def momentum(
     if angular:
         return AngularMomentum(system, scale, reference)
     anchored.check_conserved(system, "momentum", "momentum")
-    return LinearFunctional(
-        system, observed(system, "momentum"), "momentum", scale, reference, mass_weights(system)
-    )
+    starts = anchored.starts_of(system)
+    value, weights = observed(system, "momentum", starts.ndim - 1), mass_weights(system, starts)
+    return LinearFunctional(system, starts, value, "momentum", scale, reference, weights)
 
 
-def mass_weights(system: System) -> Tensor | None:
-    """m_i for the momenta of body i, 0 for places, ``[*state]``; None where masses are not known."""
+def mass_weights(system: System, starts: Tensor) -> Tensor | None:
+    """At ``starts`` ``[n, *state]``: m_i for the momenta of body i, 0 for places, ``[*state]``; None where masses are not known."""
     world = system.inner if isinstance(system, HasUnseenStart) else system
     if not isinstance(world, HasBodies):
         return None
-    places, momenta = world.places_and_momenta(anchored.starts_of(system)[0])
+    places, momenta = world.places_and_momenta(starts[0])
     masses = world.masses[:, None].expand_as(momenta)
     return world.of_places_and_momenta(torch.zeros_like(places), masses)
 
