@@ -2,7 +2,8 @@
 
 The 8 x 8 digits of scikit-learn at 4 grey levels are words of 65 tokens: the class, and then the pixels in
 raster order; 1,300 for training and 497 held out. `sequence` over three Mamba blocks of width 64, told
-row and column, learns 900 steps of 64 words.
+row and column, learns 900 steps of 64 words at a rate that falls from 1e-3. (At 3e-3 it learns the words by
+heart, and has 0.89 bits of the others.)
 
 Bits per pixel of the held-out digits given the class and the pixels before, and beside it those of two laws
 of a pixel by itself: by its place, and one for all. The model's law is over all 14 tokens: what it gives to
@@ -86,7 +87,8 @@ def run(seed=0, steps=900):
     train, test = tokens[:TRAIN], tokens[TRAIN:]
     with forked(seed):
         model = Sequence(None, windows(train), width=64, backbone=SSM(depth=3), places=(8, 8))
-    fit(model, windows(train), None, FitSettings(steps=steps, batch=64, learning_rate=3e-3), seed)
+    settings = FitSettings(steps=steps, batch=64, learning_rate=1e-3, schedule="cosine")
+    fit(model, windows(train), None, settings, seed)
     by_place, alike = (bits(law, test) for law in by_frequency(train))
     figures = {"bits": bits(model.token_laws(test[:, 0])[:, 1:-1], test)}
     figures |= {"bits by place": by_place, "bits of one law": alike}
