@@ -83,7 +83,8 @@ def momentum(
 
 
 def mass_weights(system: System, starts: Tensor) -> Tensor | None:
-    """At ``starts`` ``[n, *state]``: m_i for the momenta of body i, 0 for places, ``[*state]``; None where masses are not known."""
+    """m_i for the momenta of body i, 0 for places, ``[*state]``, of states like ``starts`` ``[n, *state]``;
+    None where masses are not known."""
     world = system.inner if isinstance(system, HasUnseenStart) else system
     if not isinstance(world, HasBodies):
         return None
