@@ -143,6 +143,17 @@ def test_a_blank_frame_is_not_mapped_far_away() -> None:
     assert free.states[:, :, 1:].abs().max() < 20
 
 
+def test_a_trifle_is_generated_at_its_own_size():
+    """Robertson's second substance is absent at first and stays at 1e-5: made of a number that varies as
+    little as it does, an error of that number is one of the same size."""
+    system = Robertson()
+    generator = torch.Generator().manual_seed(0)
+    times = torch.arange(12, dtype=torch.float64)
+    truth = system.simulate(system.sample(32, generator), times, None, generator)
+    free = Positivity(system).free(truth).states.std((0, 1, 2), correction=0)
+    assert bool((free < 4 * truth.states.std((0, 1, 2), correction=0)).all())
+
+
 def test_walls_reflect_what_is_near_and_keep_what_is_inside() -> None:
     constraint = Boundary(BouncingBalls())
     y = Trajectory(torch.tensor([[[[1.0, 2.0], [-0.25, 2.0]]]], dtype=torch.float64), torch.arange(2.0))

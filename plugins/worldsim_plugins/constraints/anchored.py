@@ -71,11 +71,11 @@ def check_conserved(system: System, quantity: str, constraint: str) -> None:
         )
 
 
-def starts_of(system: System) -> Tensor:
-    """A fixed sample of starts, ``[STARTS, *state]`` float64."""
+def starts_of(system: System, later: bool = False) -> Tensor:
+    """A fixed sample of starts, ``[STARTS, *state]`` float64, or what is there a moment later."""
     generator = torch.Generator().manual_seed(0)
     start = system.sample(STARTS, generator)
-    frames = 1 + isinstance(system, HasUnseenStart)
+    frames = 1 + isinstance(system, HasUnseenStart) + later
     truth = system.simulate(start, MOMENT * torch.arange(frames, dtype=torch.float64), None, generator)
     return truth.states[:, 0, -1].to(torch.float64)
 

@@ -21,7 +21,11 @@ from worldsim.protocols import HasUnseenStart, System
 from worldsim_plugins.constraints import anchored
 
 LEAST = 1e-12
-"""What softplus gives in the place of 0, in scales."""
+"""What softplus gives in the place of 0, in units of its bend."""
+BEND = 0.1
+"""Part of a component's size below which softplus bends: the law is hardly stretched, and 0 not far off."""
+SLIGHT = 1e-6
+"""Size of what stays 0, of the largest component."""
 
 
 class Positivity:
@@ -72,10 +76,17 @@ class Positivity:
             raise ValueError(
                 f"positivity: {said} of {name} can be negative at the start: choose other components"
             )
-        typical = starts.square().mean(0).sqrt()
-        typical = torch.where(typical > 0, typical, typical.max())
+        found = starts.square().mean(0).sqrt()
+        typical = torch.where(found > 0, found, found.max())
         self.blank = isinstance(system, HasUnseenStart)
         self.scale = typical if scale is None else torch.full_like(typical, scale)
+        self.bend = BEND * self.scale
+        if scale is None and bool((found == 0).any()):
+            # What is not there at the start may stay a trifle: bent at the size of the others, all of it
+            # would be an exponential function, and errors would be factors.
+            later = anchored.starts_of(system, later=True).flatten(0, -2).square().mean(0).sqrt()
+            later = torch.where(later > 0, later, SLIGHT * found.max())
+            self.bend = BEND * torch.where(found > 0, found, later)
 
     def residual(self, trajectory: Trajectory) -> Tensor:
         """How far below 0, over ``scale``."""
@@ -91,24 +102,24 @@ class Positivity:
         return trajectory.replace(states=torch.cat([states[:, :, :1], lifted[:, :, 1:]], 2))
 
     def free(self, trajectory: Trajectory) -> Trajectory:
-        """y = s log(exp(x / s) - 1) of the chosen components; of 0 that of 1e-12 scales."""
+        """y = s log(exp(x / s) - 1) of the chosen components, s being ``bend``; of 0 that of 1e-12 s."""
         states = trajectory.states.to(torch.float64)
-        scaled = (states / self.scale.to(states)).clamp(min=LEAST)
+        scaled = (states / self.bend.to(states)).clamp(min=LEAST)
         y = scaled + torch.log(-torch.expm1(-scaled))
         return self._chosen(trajectory, states, y)
 
     def obeying(self, free: Trajectory, times: Tensor) -> Trajectory:
         """x = s log(1 + exp(y / s)) of the chosen components."""
         states = free.states.to(torch.float64)
-        scaled = states / self.scale.to(states)
+        scaled = states / self.bend.to(states)
         x = torch.nn.functional.softplus(scaled, threshold=40.0)
         return self._chosen(free, states, x).replace(observables={})
 
     def _chosen(self, like: Trajectory, states: Tensor, mapped: Tensor) -> Trajectory:
-        """``mapped``, in scales, in the place of the chosen components; a blank frame stays as it is, since
-        what it would be mapped to is far from all else that a model sees."""
-        chosen, scale = self.chosen.to(states.device), self.scale.to(states)
-        mapped = torch.where(chosen, scale * mapped, states)
+        """``mapped``, in units of ``bend``, in the place of the chosen components; a blank frame stays as it
+        is, since what it would be mapped to is far from all else that a model sees."""
+        chosen, bend = self.chosen.to(states.device), self.bend.to(states)
+        mapped = torch.where(chosen, bend * mapped, states)
         if self.blank:
             mapped = torch.cat([states[:, :, :1], mapped[:, :, 1:]], 2)
         return like.replace(states=mapped)
