@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -104,8 +105,11 @@ def load_weights(case: Case, model: Any, store: Store) -> None:
         raise ResultError(f"{case.label} has no finished fit in {store.root}; run the scenario first")
 
 
-def roll_out(case: Case, model: Any, split: str, truth: Trajectory, system: System) -> xr.Dataset:
-    """The forecast of one split beside its truth, from the last frame that was given."""
+def roll_out(
+    case: Case, model: Any, split: str, truth: Trajectory, system: System
+) -> tuple[xr.Dataset, float]:
+    """The forecast of one split beside its truth, from the last frame that was given; and the CPU seconds
+    that the model took for it."""
     last = case.scenario.data.context - 1
     future = truth.span(last)
     prepare(case, model, system, future)
@@ -113,8 +117,10 @@ def roll_out(case: Case, model: Any, split: str, truth: Trajectory, system: Syst
     actions = future.actions if isinstance(system, HasActions) else None
     context = held(truth).span(0, last + 1)
     with forked(derive(case.scenario.master_seed, "rollout", case.seed)):
+        begun = time.process_time()
         guess = model.rollout(context, future.times, actions, case.scenario.draws, rng)
-    return to_dataset(future, guess, system)
+        spent = time.process_time() - begun
+    return to_dataset(future, guess, system), spent
 
 
 def prepare(case: Case, model: Any, system: System, truth: Trajectory) -> None:

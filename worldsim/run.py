@@ -73,9 +73,7 @@ def _run(case: Case, store: Store, train: bool) -> str:
     if not rolled:
         groups, spent = {}, {}
         for split in case.scenario.scored_splits:
-            begun = time.process_time()
-            groups[split] = roll_out(case, model, split, truth[split], systems[split])
-            spent[split] = time.process_time() - begun
+            groups[split], spent[split] = roll_out(case, model, split, truth[split], systems[split])
         tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs={"worldsim_key": case.key}), **groups})
         store.keep_run(case.key, tree, {**provenance(case), "rollout_cpu_seconds": spent})
     _score(case, store, model, systems, missing)
