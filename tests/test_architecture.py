@@ -21,6 +21,7 @@ LAYERS = [
     "executors run build results tables composed comparing xarray_backend",
     "quick",
     "fit score store scenario reading schema truth trees wrapped constrained baselines provenance costs",
+    "sweeps",
     "plugins params component_schema",
     "strict_model param_errors components signatures strict_yaml yaml_nodes yaml_scalars yaml_syntax seeds",
     "mechanisms",

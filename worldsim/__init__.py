@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from worldsim.protocols import Score as Score
     from worldsim.protocols import Trajectory as Trajectory
     from worldsim.reading import load as load
+    from worldsim.reading import load_all as load_all
     from worldsim.rescoring import rescore as rescore
     from worldsim.results import load_model as load_model
     from worldsim.results import open_results as open_results
@@ -44,6 +45,7 @@ _PUBLIC = {
     "Case": "scenario",
     "Scenario": "scenario",
     "load": "reading",
+    "load_all": "reading",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -40,7 +40,7 @@ def scenario_files(target: str | Path, plugins: Registry) -> list[Path]:
 def read_scenarios(targets: Iterable[str | Path], plugins: Sequence[str | Path] = ()) -> list[Scenario]:
     """Every scenario of the targets; raises ScenarioError with the problems of all files together."""
     from worldsim.plugins import registry
-    from worldsim.reading import load
+    from worldsim.reading import load_all
 
     known = registry(tuple(map(Path, plugins)))
     scenarios: list[Scenario] = []
@@ -48,7 +48,7 @@ def read_scenarios(targets: Iterable[str | Path], plugins: Sequence[str | Path] 
     files = [path for target in targets for path in scenario_files(target, known)]
     for path in {path.resolve(): path for path in files}.values():
         try:
-            scenarios.append(load(path, plugins=plugins))
+            scenarios += load_all(path, plugins=plugins)
         except ScenarioError as error:
             problems.extend(error.problems)
     if problems:

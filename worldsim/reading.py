@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,14 @@ from worldsim.scenario import (
     Scenario,
 )
 from worldsim.strict_yaml import Document, read
+from worldsim.sweeps import World, expand
 from worldsim.yaml_nodes import Node
 
 BASELINE_NAMES = ("truth", "persistence", "climatology", "constant", "shuffled", "uniform", "memoriser")
 STANDARD_BASELINES = ["truth", "persistence", "climatology", "constant", "shuffled"]
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+LABEL = re.compile(IDENTIFIER.pattern + r"(\[[A-Za-z0-9._=,+-]{1,128}\][A-Za-z0-9._-]{0,63})?")
+"""A name, and what was swept to make it: ``flow[width=64,depth=2]``."""
 MAX_FRAMES = 10_000_000
 Location = tuple[str | int, ...]
 HELD_BY = ("mechanisms", "weight", "noise", "covariance", "gradients")
@@ -38,20 +41,53 @@ HELD_BY = ("mechanisms", "weight", "noise", "covariance", "gradients")
 
 
 def load(path: str | Path, *, plugins: Sequence[str | Path] = ()) -> Scenario:
-    """Read one scenario file. Raises ScenarioError with all its problems."""
+    """Read one scenario file. Raises ScenarioError with all its problems, and WorldsimError where it sweeps
+    over the system or the data and so stands for several scenarios."""
+    return _single(load_all(path, plugins=plugins), path)
+
+
+def load_all(path: str | Path, *, plugins: Sequence[str | Path] = ()) -> list[Scenario]:
+    """The scenarios of one file: one, or as many as its sweep over the system and the data makes.
+
+    Raises ScenarioError with all its problems.
+    """
     path = Path(path)
-    return Reader(read(path), registry(tuple(map(Path, plugins)))).scenario()
+    return _scenarios(read(path), registry(tuple(map(Path, plugins))))
 
 
 def from_document(document: Mapping[str, Any], name: str, plugins: Registry) -> Scenario:
-    """The scenario of plain data (in a worker, or built in Python). Raises ScenarioError."""
+    """The scenario of plain data (in a worker, or built in Python). Raises as ``load`` does."""
     place = Path(f"{name}.yaml")
-    return Reader(Document(place, dict(document), Node((1, 1), "mapping")), plugins).scenario()
+    return _single(_scenarios(Document(place, dict(document), Node((1, 1), "mapping")), plugins), name)
+
+
+def _scenarios(document: Document, plugins: Registry) -> list[Scenario]:
+    worlds, problems = expand(document)
+    found: list[Scenario] = []
+    wrong: list[Problem] = []
+    for world in worlds:
+        try:
+            found.append(Reader(document, plugins, world, problems).scenario())
+        except ScenarioError as error:
+            wrong += error.problems
+    if wrong:
+        raise ScenarioError(tuple(dict.fromkeys(wrong)))
+    return found
+
+
+def _single(scenarios: list[Scenario], what: str | Path) -> Scenario:
+    if len(scenarios) > 1:
+        names = ", ".join(scenario.name for scenario in scenarios[:3])
+        raise WorldsimError(
+            f"{what} sweeps over its system or data and stands for {len(scenarios)} scenarios "
+            f"({names}, ...): worldsim.load_all reads them all"
+        )
+    return scenarios[0]
 
 
 TOP = (
     "about", "system", "data", "models", "metrics", "constraints", "baselines", "fit", "draws", "seeds",
-    "master_seed", "published", "under",
+    "master_seed", "published", "under", "tags",
 )  # fmt: skip
 REQUIRED = ("about", "system", "data", "models", "metrics", "seeds")
 
@@ -59,25 +95,28 @@ REQUIRED = ("about", "system", "data", "models", "metrics", "seeds")
 class Reader:
     """Turns a document into a Scenario, gathering problems instead of stopping at the first."""
 
-    def __init__(self, document: Document, plugins: Registry) -> None:
+    def __init__(
+        self, document: Document, plugins: Registry, world: World, problems: Iterable[Problem] = ()
+    ) -> None:
         self.document = document
-        self.data: Mapping[str, Any] = document.data
+        self.world = world
+        self.data = world.data
         self.plugins = plugins
-        self.problems: list[Problem] = []
+        self.problems: list[Problem] = list(problems)
         self.places: dict[str, Location] = {}
 
     def problem(self, loc: Location, message: str, hint: str = "") -> None:
-        self.problems.append(self.document.problem(loc, message, hint))
+        self.problems.append(self.document.problem(self.world.written(loc), message, hint))
 
     def scenario(self) -> Scenario:
-        name = self.document.path.stem
-        if not IDENTIFIER.fullmatch(name):
+        name = f"{self.document.path.stem}{self.world.suffix}"
+        if not LABEL.fullmatch(name):
             self.problem(
                 (), f"the file's name {name!r} cannot name a scenario", "use letters, digits, . _ and -"
             )
         for key in self.data:
             if key not in TOP:
-                self.problem((key,), "unknown key", did_you_mean(str(key), TOP))
+                self.problem((key,), "unknown key", did_you_mean(str(key), (*TOP, "sweep")))
         for key in REQUIRED:
             if key not in self.data:
                 self.problem((), f"{key!r} is missing", f"every scenario needs {', '.join(REQUIRED)}")
@@ -96,13 +135,14 @@ class Reader:
         master = self.integer("master_seed", 0, 0, 2**63 - 1)
         seeds = self.seeds()
         published = self.published(data)
+        tags = self.tags()
         self.stop_if_wrong()
         assert system is not None
         assert data is not None
         scenario = Scenario(
             name, about, system, data, models, tuple(metrics), tuple(constraints), tuple(baselines),
             draws, tuple(seeds), self.data, self.plugins, self.document.path, master,
-            tuple(published),
+            tuple(published), tags=tags,
         )  # fmt: skip
         scenario = self.composed(scenario, under)
         self.stop_if_wrong()
@@ -114,7 +154,7 @@ class Reader:
 
     def stop_if_wrong(self) -> None:
         if self.problems:
-            raise ScenarioError(self.problems)
+            raise ScenarioError(tuple(dict.fromkeys(self.problems)))
 
     def text(self, key: str) -> str:
         value = self.data.get(key, "")
@@ -147,6 +187,18 @@ class Reader:
             elif seed in value[:index]:
                 self.problem(("seeds", index), f"seed {seed} is listed twice", "take one of them out")
         return [seed for seed in value if isinstance(seed, int)]
+
+    def tags(self) -> tuple[str, ...]:
+        value = self.data.get("tags", [])
+        if not isinstance(value, list):
+            self.problem(("tags",), f"expected a list of words, found {value!r}", "for example tags: [slow]")
+            return ()
+        for index, tag in enumerate(value):
+            if not isinstance(tag, str) or not IDENTIFIER.fullmatch(tag):
+                self.problem(("tags", index), f"{tag!r} cannot be a tag", "use letters, digits, . _ and -")
+            elif tag in value[:index]:
+                self.problem(("tags", index), f"{tag!r} is listed twice", "take one of them out")
+        return tuple(map(str, value))
 
     def section(self, kind: type[Any], loc: Location, default: Mapping[str, Any] | None = None) -> Any:
         value: Any = self.data
@@ -221,7 +273,7 @@ class Reader:
 
     def model(self, label: str, item: Any, fit: FitSettings) -> ModelSpec | None:
         loc: Location = ("models", label)
-        if not IDENTIFIER.fullmatch(label) or label in BASELINE_NAMES:
+        if not LABEL.fullmatch(label) or label in BASELINE_NAMES:
             self.problem(
                 loc,
                 f"{label!r} cannot label a model",
@@ -263,7 +315,7 @@ class Reader:
                     self.problem(
                         ("under", index), f"there is a model {label!r} already", "take one of them out"
                     )
-                elif not IDENTIFIER.fullmatch(label):
+                elif not LABEL.fullmatch(label):
                     self.problem(
                         ("models", base), f"{label!r} cannot label a model", "give it a shorter label"
                     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -168,6 +168,7 @@ class Scenario:
     master_seed: int = 0
     published: tuple[Published, ...] = ()
     compositions: Mapping[str, Composition] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
 
     @cached_property
     def split_systems(self) -> dict[str, Component]:
@@ -203,6 +204,32 @@ class Scenario:
         """Every model at every seed, then every baseline once."""
         trained = [Case(self, name, seed, device, dtype) for name in self.models for seed in self.seeds]
         return trained + [Case(self, name, 0, device, dtype) for name in self.baselines]
+
+    @cached_property
+    def scored(self) -> tuple[tuple[Component, tuple[str, ...], str], ...]:
+        """Each metric, and each constraint whose residual is scored: with its splits and its key."""
+        parts = [(spec.component, spec.splits or self.scored_splits) for spec in self.metrics]
+        parts += [(component, self.scored_splits) for component in self.constraints]
+        return tuple((part, splits, self._metric_key(part, splits)) for part, splits in parts)
+
+    def _metric_key(self, part: Component, splits: Sequence[str]) -> str:
+        versions = _versions(part_providers(part, self.registry))
+        return digest([part.canonical(), list(splits), versions, __version__])
+
+    @cached_property
+    def meanings(self) -> dict[str, dict[str, Any]]:
+        """Model -> what the key documents of all its seeds share, as far as it was asked for."""
+        return {}
+
+    @cached_property
+    def splits_meaning(self) -> dict[str, Any]:
+        return {
+            name: [
+                self.split_systems[name].canonical(),
+                settings.model_dump(mode="json", exclude={"system"}),
+            ]
+            for name, settings in self.data.splits.items()
+        }
 
     def providers(self) -> Iterator[Provider]:
         """The plugins whose code decides this scenario's trajectories."""
@@ -257,57 +284,63 @@ class Case:
     @cached_property
     def fit_key(self) -> str:
         """Hash of what its weights mean: nothing that only the scored splits or the sampling say."""
-        meaning = dict(self.meaning)
+        meaning = {**self.meaning, **self._shared["fit"], "kind": "fit"}
         del meaning["draws"]
-        train = {k: v for k, v in meaning["splits"].items() if k in ("train", "validation")}
-        shaping = [use for use in self.uses if {"penalty", "structure"} & set(use.held.mechanisms)]
-        changes = {"splits": train, "uses": list(map(_meant, shaping)), "plugins": self._versions(shaping)}
-        return digest({**meaning, **changes, "kind": "fit"})
+        return digest(meaning)
 
     @property
     def uses(self) -> tuple[ConstraintUse, ...]:
         """The constraints that the model is held to."""
         return () if self.is_baseline else self.spec.uses
 
-    def _versions(self, uses: Sequence[ConstraintUse]) -> list[list[str]]:
+    def _plugins(self, uses: Sequence[ConstraintUse]) -> list[list[str]]:
         """The plugins of the systems, of the model and of ``uses``."""
         scenario = self.scenario
         parts = [*scenario.split_systems.values(), *([] if self.is_baseline else [self.spec.component])]
         parts += [use.component for use in uses]
-        plugins = {p for part in parts for p in part_providers(part, scenario.registry)}
-        return sorted([p.name, p.distribution, p.version, p.cache_version] for p in plugins)
+        return _versions(p for part in parts for p in part_providers(part, scenario.registry))
 
-    @cached_property
+    @property
+    def _shared(self) -> dict[str, Any]:
+        """``all`` that every seed of the model means, and what a ``fit`` means instead of some of it."""
+        known = self.scenario.meanings
+        if self.model not in known:
+            known[self.model] = {"all": self._meaning(), "fit": self._fit_meaning()}
+        return known[self.model]
+
+    def _fit_meaning(self) -> dict[str, Any]:
+        splits = self.scenario.splits_meaning
+        shaping = [use for use in self.uses if {"penalty", "structure"} & set(use.held.mechanisms)]
+        return {
+            "splits": {name: splits[name] for name in splits if name in ("train", "validation")},
+            "uses": list(map(_meant, shaping)),
+            "plugins": self._plugins(shaping),
+        }
+
+    @property
     def meaning(self) -> dict[str, Any]:
         """The key document; it is kept in the result, so that a later key scheme can be migrated."""
+        own = {"seed": self.seed, "device": self.device.partition(":")[0], "dtype": self.dtype}
+        return {**self._shared["all"], **own}
+
+    def _meaning(self) -> dict[str, Any]:
         scenario, spec = self.scenario, None if self.is_baseline else self.spec
-        data = scenario.data.model_dump(mode="json", exclude={"splits"})
         return {
             "schema": SCHEMA_VERSION,
             "worldsim": __version__,
             "master_seed": scenario.master_seed,
-            "data": data,
-            "splits": {
-                name: [
-                    scenario.split_systems[name].canonical(),
-                    settings.model_dump(mode="json", exclude={"system"}),
-                ]
-                for name, settings in scenario.data.splits.items()
-            },
+            "data": scenario.data.model_dump(mode="json", exclude={"splits"}),
+            "splits": scenario.splits_meaning,
             "model": spec.component.canonical() if spec else {"baseline": self.model},
             "uses": list(map(_meant, self.uses)),
             "fit": spec.fit.model_dump(mode="json") if spec else None,
             "draws": scenario.draws,
-            "seed": self.seed,
-            "device": self.device.partition(":")[0],
-            "dtype": self.dtype,
-            "plugins": self._versions(self.uses),
+            "plugins": self._plugins(self.uses),
         }
 
-    def metric_key(self, part: Component, splits: Sequence[str]) -> str:
-        owners = set(part_providers(part, self.scenario.registry))
-        versions = sorted([p.name, p.distribution, p.version, p.cache_version] for p in owners)
-        return digest([part.canonical(), list(splits), versions, __version__])
+
+def _versions(providers: Iterable[Provider]) -> list[list[str]]:
+    return sorted([p.name, p.distribution, p.version, p.cache_version] for p in set(providers))
 
 
 def _meant(use: ConstraintUse) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any
 from worldsim.component_schema import json_schema
 from worldsim.mechanisms import COVARIANCES, GRADIENTS, MECHANISMS
 from worldsim.plugins import Registry
-from worldsim.reading import BASELINE_NAMES, IDENTIFIER, REQUIRED
+from worldsim.reading import BASELINE_NAMES, IDENTIFIER, LABEL, REQUIRED
 from worldsim.scenario import DataSettings, FitSettings, Published, Section
+from worldsim.sweeps import SWEPT
 
 Schema = dict[str, Any]
 
@@ -40,7 +41,7 @@ def _properties() -> Schema:
         "models": {
             "type": "object",
             "minProperties": 1,
-            "propertyNames": {"pattern": f"^{IDENTIFIER.pattern}$"},
+            "propertyNames": {"pattern": f"^{LABEL.pattern}$"},
             "additionalProperties": {"$ref": "#/definitions/scenario_model"},
             "description": "label -> the model that is trained and scored",
         },
@@ -64,6 +65,19 @@ def _properties() -> Schema:
         },
         "master_seed": _integer(0, 2**63 - 1, "the seed that the world's own draws come from"),
         "published": _list_of("published", "published numbers that are printed beside ours"),
+        "sweep": {
+            "type": "object",
+            "minProperties": 1,
+            "propertyNames": {"enum": list(SWEPT)},
+            "description": "the shape of the file, with a list of values where one would stand; every "
+            "combination is a model or, for system and data, a scenario of its own",
+        },
+        "tags": {
+            "type": "array",
+            "items": {"type": "string", "pattern": f"^{IDENTIFIER.pattern}$"},
+            "uniqueItems": True,
+            "description": "words that a run can be narrowed to",
+        },
     }
 
 

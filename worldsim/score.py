@@ -68,10 +68,7 @@ SHELF = 8
 
 def scored_parts(case: Case) -> list[ScoredPart]:
     """Every metric of the scenario, and every constraint that it scores or holds a model to."""
-    scenario = case.scenario
-    parts = [(spec.component, spec.splits or scenario.scored_splits) for spec in scenario.metrics]
-    parts += [(component, scenario.scored_splits) for component in scenario.constraints]
-    return [ScoredPart(part, splits, case.metric_key(part, splits), case) for part, splits in parts]
+    return [ScoredPart(part, splits, key, case) for part, splits, key in case.scenario.scored]
 
 
 def is_scored(case: Case, store: Store) -> bool:

@@ -175,6 +175,8 @@ def default_scenario() -> dict[str, Any]:
         "fit": {},
         "master_seed": read.master_seed,
         "published": list(read.published),
+        "sweep": {},
+        "tags": list(read.tags),
         "under": [],
     }
 
@@ -208,6 +210,8 @@ def schema_type(part: Any) -> str:
         return " or ".join(map(yaml_text, part["enum"]))
     if part["type"] == "array":
         return f"list of {schema_type(part['items'])}"
+    if part["type"] == "object" and "additionalProperties" not in part:
+        return "mapping"
     if part["type"] == "object":
         return f"mapping of label to {schema_type(part['additionalProperties'])}"
     bounds = [f"from {part['minimum']}"] if "minimum" in part else []
