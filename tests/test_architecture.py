@@ -18,8 +18,10 @@ LAYERS = [
     "cli __main__",
     "testing",
     "report batch rescoring leftovers",
-    "executors run build results tables composed comparing xarray_backend",
+    "executors run build results tables composed comparing xarray_backend planning",
     "quick",
+    "selection index",
+    "plan_files",
     "fit score store scenario reading schema truth trees wrapped constrained baselines provenance costs",
     "sweeps",
     "plugins params component_schema",
@@ -27,7 +29,7 @@ LAYERS = [
     "mechanisms",
     "hookspecs",
     "protocols",
-    "errors",
+    "errors changes leases",
 ]
 """From the top down; a module may import those beside it and below it."""
 

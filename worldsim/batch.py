@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worldsim.errors import Problem, ScenarioError, WorldsimError, did_you_mean
 from worldsim.executors import InProcess, Local, Task
-from worldsim.results import Results, write_plan
+from worldsim.plan_files import write_plan
+from worldsim.planning import Plan, make_plan
+from worldsim.results import Results
+from worldsim.selection import EVERYTHING, Selection
 
 if TYPE_CHECKING:
     from worldsim.executors import Executor
@@ -73,6 +77,9 @@ def run(
     out: str | Path = "results",
     models: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
+    only: Selection = EVERYTHING,
+    shard: tuple[int, int] | None = None,
+    max_failures: int | None = None,
     workers: int = 0,
     timeout: float | None = None,
     device: str = "cpu",
@@ -83,26 +90,65 @@ def run(
 ) -> Results:
     """Run scenarios and keep their results in ``out``; what is already kept there is not computed again.
 
+    ``only`` narrows it, as ``models`` and ``seeds`` do; ``shard`` (i, N) is the i-th of N parts, from 0.
     ``workers`` child processes (0 computes in this process). A case that fails is kept as a failure and
-    harms no other: look at ``Results.status``. Raises ScenarioError, DeviceError or WorldsimError before
-    anything is computed.
+    harms no other: look at ``Results.status``; after ``max_failures`` nothing more is begun. Raises
+    ScenarioError, DeviceError or WorldsimError before anything is computed.
     """
     from worldsim.build import checked_device, checked_dtype
 
     checked_device(device)
     checked_dtype(dtype)
-    scenarios = gather(target, plugins)
-    cases = [c for s in scenarios for c in s.cases(device=device, dtype=dtype)]
-    refuse_unknown(cases, models, seeds)
-    root = Path(out)
-    write_plan(root, scenarios, cases)
-    asked = [case for case in cases if wanted(case, models, seeds)]
-    chosen = [task_of(case, root, plugins) for case in in_turn(asked)]
+    only = replace(only, models=(*only.models, *(models or ())), seeds=(*only.seeds, *(seeds or ())))
+    plan = make_plan(gather(target, plugins), Path(out), only, device=device, dtype=dtype, shard=shard)
     executor = executor or (Local(workers, timeout) if workers else InProcess())
-    for receipt in executor.run(pending(chosen, Results(root))):
+    return perform(plan, executor, plugins, on_receipt, max_failures)
+
+
+class TooManyFailures(WorldsimError):
+    """So many cases have failed that the others are left alone."""
+
+
+def perform(
+    plan: Plan,
+    executor: Executor,
+    plugins: Sequence[str | Path] = (),
+    on_receipt: Callable[[Receipt], None] | None = None,
+    max_failures: int | None = None,
+) -> Results:
+    """Freeze the plan, and do what is to be done of it."""
+    failures = 0
+
+    def receive(receipt: Receipt) -> None:
+        nonlocal failures
+        failures += receipt.status == "failed"
         if on_receipt:
             on_receipt(receipt)
-    return Results(root)
+        if max_failures and failures >= max_failures:
+            raise TooManyFailures(f"stopped after {failures} failures")
+
+    freeze(plan)
+    receipts = iter(executor.run(tasks(plan, plugins)))
+    try:
+        for receipt in receipts:
+            receive(receipt)
+    except TooManyFailures:
+        close = getattr(receipts, "close", None)
+        if close:
+            close()
+    return Results(plan.root)
+
+
+def freeze(plan: Plan) -> bool:
+    """Write what is new of the plan; whether anything was."""
+    written = [write_plan(plan.root, each) for each in plan.scenarios]
+    return any(written)
+
+
+def tasks(plan: Plan, plugins: Sequence[str | Path]) -> list[Task]:
+    """What is to be computed, each once: cases of two labels may mean the same and be scored alike."""
+    todo = {(step.entry.key, *step.entry.metrics.values()): step.case for step in reversed(plan.todo)}
+    return [task_of(case, plan.root, plugins) for case in in_turn([*reversed(todo.values())])]
 
 
 def in_turn(cases: Sequence[Case]) -> list[Case]:
@@ -129,31 +175,10 @@ def gather(target: Any, plugins: Sequence[str | Path]) -> list[Scenario]:
     return scenarios
 
 
-def refuse_unknown(cases: Sequence[Case], models: Sequence[str] | None, seeds: Sequence[int] | None) -> None:
-    """Raises WorldsimError for a model or a seed that no scenario has, instead of running nothing."""
-    labels = {case.model for case in cases}
-    for label in models or ():
-        if label not in labels:
-            raise WorldsimError(
-                f"no scenario has a model or baseline {label!r}; {did_you_mean(label, labels)}"
-            )
-    numbers = sorted({case.seed for case in cases if not case.is_baseline})
-    for seed in seeds or ():
-        if seed not in numbers:
-            raise WorldsimError(f"no scenario has the seed {seed}; allowed: {', '.join(map(str, numbers))}")
-
-
-def wanted(case: Case, models: Sequence[str] | None, seeds: Sequence[int] | None) -> bool:
-    if case.is_baseline:
-        return models is None or case.model in models
-    return (models is None or case.model in models) and (seeds is None or case.seed in seeds)
-
-
 def task_of(case: Case, root: Path, plugins: Sequence[str | Path]) -> Task:
-    document = dict(case.scenario.document)
     files = tuple(str(Path(file).resolve()) for file in plugins)
     return Task(
-        document,
+        case.scenario.document,
         case.scenario.name,
         case.model,
         case.seed,
@@ -163,9 +188,3 @@ def task_of(case: Case, root: Path, plugins: Sequence[str | Path]) -> Task:
         files,
         case.key,
     )
-
-
-def pending(tasks: Sequence[Task], results: Results) -> list[Task]:
-    """The tasks whose results are not whole yet."""
-    status = {entry.key: results.status(entry) for entry in results.entries}
-    return [task for task in tasks if status.get(task.key) != "done"]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from worldsim.batch import task_of
 from worldsim.errors import ResultError, WorldsimError, did_you_mean
 from worldsim.executors import InProcess, Local
-from worldsim.results import Entry, Results, open_results, write_plan
+from worldsim.plan_files import Entry, made_plan, read_plan, write_plan
+from worldsim.results import Results, open_results
 
 if TYPE_CHECKING:
     from worldsim.executors import Executor
@@ -70,7 +71,12 @@ def carried_out(
     on_receipt: Callable[[Receipt], None] | None,
 ) -> Results:
     """The results with what ``plan`` says in them."""
-    write_plan(results.root, plan.scenarios, plan.cases)
+    cases: dict[str, list[Case]] = {}
+    for case in plan.cases:
+        cases.setdefault(case.scenario.name, []).append(case)
+    for scenario in plan.scenarios:
+        old = read_plan(results.root, scenario.name)
+        write_plan(results.root, made_plan(scenario, cases[scenario.name], old, results.store))
     tasks = [replace(task_of(case, results.root, plugins), train=False) for case in plan.unscored]
     for receipt in executor.run(tasks):
         if on_receipt:

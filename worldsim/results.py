@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worldsim.errors import ResultError
-from worldsim.protocols import Score
+from worldsim.index import look
+from worldsim.plan_files import Entry, ScenarioPlan, read_plans
+from worldsim.selection import EVERYTHING, Selection
 from worldsim.store import Store
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from worldsim.scenario import Case, Scenario
+    from worldsim.protocols import Score
     from worldsim.wrapped import Wrapped
-
-PLAN = "plan.jsonl"
-LOCK = "suite.lock.json"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of the plan: a case, and where its parts are kept."""
-
-    key: str
-    scenario: str
-    model: str
-    seed: int
-    baseline: bool
-    device: str
-    dtype: str
-    metrics: Mapping[str, str]
-    learned: bool = True
-
-    @property
-    def label(self) -> str:
-        return f"{self.scenario}/{self.model}/{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -58,43 +37,62 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    """A results folder."""
+    """A results folder. ``only`` are the labels of the cases that are meant; None means all."""
 
     root: Path
+    only: frozenset[str] | None = None
 
     @property
     def store(self) -> Store:
         return Store(self.root)
 
     @cached_property
-    def entries(self) -> list[Entry]:
-        """The cases of the plan, in its order."""
-        path = self.root / PLAN
-        if not path.is_file():
-            raise ResultError(
-                f"{self.root} holds no results ({PLAN} is missing); run a scenario with --out there"
-            )
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [Entry(**json.loads(line)) for line in lines if line.strip()]
+    def plans(self) -> list[ScenarioPlan]:
+        """What was planned of each scenario, by name. Raises ResultError when nothing was."""
+        plans = read_plans(self.root)
+        if not plans:
+            raise ResultError(f"{self.root} holds no results: run a scenario with --out there")
+        return plans
 
     @cached_property
-    def lock(self) -> dict[str, Any]:
-        return dict(json.loads((self.root / LOCK).read_text(encoding="utf-8")))
+    def entries(self) -> list[Entry]:
+        """The cases of the plan, in its order, or those of them that are meant."""
+        everything = [entry for plan in self.plans for entry in plan.entries]
+        return everything if self.only is None else [e for e in everything if e.label in self.only]
+
+    def selected(self, only: Selection) -> Results:
+        """The same folder with the cases that are meant alone; ``failed`` and ``limit`` count."""
+        if only == EVERYTHING:
+            return self
+        found = only.of(self.plans)
+        if only.failed:
+            index = look(self.root)
+            found = [entry for entry in found if index.state(entry) == "failed"]
+        return replace(self, only=frozenset(entry.label for entry in found[: only.limit]))
 
     @property
     def scenarios(self) -> list[str]:
         return list(dict.fromkeys(entry.scenario for entry in self.entries))
 
+    @cached_property
+    def _plan_of(self) -> dict[str, ScenarioPlan]:
+        return {plan.scenario: plan for plan in self.plans}
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Where the last scenario was planned."""
+        return dict(self.plans[-1].environment)
+
     def about(self, scenario: str) -> str:
-        return str(self.lock["scenarios"][scenario]["about"])
+        return str(self.document(scenario)["about"])
 
     def compositions(self, scenario: str) -> dict[str, dict[str, Any]]:
         """Label -> base, constraint, mechanisms, measure and why it is undefined, of models of ``under``."""
-        return dict(self.lock.get("compositions", {}).get(scenario, {}))
+        return dict(self._plan_of[scenario].compositions)
 
     def document(self, scenario: str) -> dict[str, Any]:
         """The scenario as it was read, before defaults."""
-        return dict(self.lock["scenarios"][scenario])
+        return dict(self._plan_of[scenario].document)
 
     def status(self, entry: Entry) -> str:
         """ "done", "failed", "unscored" (rollouts kept, scores not computed yet) or "missing"."""
@@ -160,58 +158,8 @@ class Results:
 def open_results(path: str | Path = "results") -> Results:
     """Open a results folder. Raises ResultError when it holds none."""
     results = Results(Path(path))
-    _ = results.entries
+    _ = results.plans
     return results
-
-
-def write_plan(root: Path, scenarios: Sequence[Scenario], cases: Sequence[Case]) -> None:
-    """Freeze what is to be run. Scenarios that are already there and not named now stay."""
-    from worldsim.provenance import environment
-    from worldsim.score import scored_parts
-    from worldsim.store import write_text
-
-    named = {scenario.name for scenario in scenarios}
-    old, documents, compositions = _kept_plan(root, named)
-    new = [
-        {
-            "key": case.key, "scenario": case.scenario.name, "model": case.model, "seed": case.seed,
-            "baseline": case.is_baseline, "device": case.device, "dtype": case.dtype,
-            "metrics": metric_names(scored_parts(case)), "learned": case.is_learned,
-        }
-        for case in cases
-    ]  # fmt: skip
-    documents |= {scenario.name: dict(scenario.document) for scenario in scenarios}
-    compositions |= {s.name: s.composition_words() for s in scenarios if s.compositions}
-    lock = {
-        "schema": 1, "scenarios": documents, "environment": environment(), "compositions": compositions
-    }  # fmt: skip
-    write_text(root / LOCK, json.dumps(lock, indent=1))
-    write_text(root / PLAN, "".join(json.dumps(line) + "\n" for line in [*old, *new]))
-
-
-def metric_names(parts: Sequence[Any]) -> dict[str, str]:
-    """Name -> key of each scored part; a name that comes twice is numbered."""
-    names: dict[str, str] = {}
-    for part in parts:
-        name, count = part.component.name, 1
-        while name in names:
-            count += 1
-            name = f"{part.component.name}_{count}"
-        names[name] = part.key
-    return names
-
-
-def _kept_plan(root: Path, named: set[str]) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
-    path = root / PLAN
-    if not path.is_file():
-        return [], {}, {}
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    lock = json.loads((root / LOCK).read_text(encoding="utf-8"))
-    kept = (lock["scenarios"], lock.get("compositions", {}))
-    documents, compositions = (
-        {name: value for name, value in part.items() if name not in named} for part in kept
-    )
-    return [line for line in lines if line["scenario"] not in named], documents, compositions
 
 
 def load_model(

@@ -14,6 +14,7 @@ import xarray as xr
 
 from worldsim.build import build_model, build_systems, fit_model, load_weights, prepare, roll_out
 from worldsim.errors import WorldsimError
+from worldsim.leases import lease
 from worldsim.protocols import System
 from worldsim.provenance import provenance
 from worldsim.scenario import Case
@@ -43,7 +44,7 @@ def run_case(case: Case, store: Store, train: bool = True) -> Receipt:
     case.scenario.registry.notify("worldsim_case_started", case=case)
     begun = time.monotonic()
     try:
-        with one_thread():
+        with one_thread(), lease(store.root, case.key):
             status, message = _run(case, store, train), ""
     except Exception as error:
         status, message = "failed", f"{type(error).__name__}: {error}"

@@ -50,11 +50,13 @@ class WorldsimBackend(BackendEntrypoint):
         return {node.path: node.to_dataset() for node in tree.subtree}
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
+        from worldsim.plan_files import has_plan
+
         try:
             path = Path(filename_or_obj)
         except TypeError:
             return False
-        return path.name.endswith(".zarr.zip") or (path / "plan.jsonl").is_file()
+        return path.name.endswith(".zarr.zip") or has_plan(path)
 
 
 def results_tree(results: Results) -> xr.DataTree:

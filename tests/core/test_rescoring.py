@@ -9,6 +9,7 @@ import pytest
 import worldsim
 from worldsim.cli import exit_code
 from worldsim.errors import ResultError, ScenarioError, WorldsimError
+from worldsim.plan_files import plan_path
 from worldsim.rescoring import metrics_of, planned
 
 TINY = Path(__file__).parent / "tiny" / "tiny_pendulum.yaml"
@@ -87,8 +88,8 @@ def test_cases_without_rollouts_are_named(kept):
 
 
 def test_rollouts_of_other_code_are_refused(kept):
-    plan = kept / "plan.jsonl"
     results = worldsim.open_results(kept)
+    plan = plan_path(kept, *results.scenarios)
     key = results.entries[0].key
     other = key[::-1]
     plan.write_text(plan.read_text().replace(key, other))

@@ -24,7 +24,8 @@ DONE, SOME_FAILED, USAGE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
 COMMANDS = {
     "run": "running",
     "validate": "running",
-    "plan": "running",
+    "plan": "planning",
+    "why": "planning",
     "status": "kept",
     "show": "kept",
     "score": "scoring",

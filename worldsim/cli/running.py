@@ -1,4 +1,4 @@
-"""``run``, ``validate`` and ``plan``: from scenario files to kept results."""
+"""``run`` and ``validate``: from scenario files to kept results."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from worldsim.cli.terminal import (
     plugin_files,
     plural,
     print_tables,
+    selecting,
     targets,
     warn_about,
 )
 
 if TYPE_CHECKING:
-    from worldsim.plugins import Registry
     from worldsim.results import Results
-    from worldsim.scenario import Case, Scenario
+    from worldsim.scenario import Scenario
+    from worldsim.selection import Selection
 
 
 def cores() -> int:
@@ -32,10 +33,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-model_labels = click.option(
-    "--model", "models", multiple=True, metavar="LABEL", help="Only this model or baseline; repeatable."
-)
-seed_numbers = click.option("--seed", "seeds", multiple=True, type=int, help="Only this seed; repeatable.")
+def _shard(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise click.BadParameter(f"{text!r} is no part; of 4 there are 0/4, 1/4, 2/4 and 3/4")
+    return int(found[1]), int(found[2])
 
 
 def _device(context: click.Context, option: click.Parameter, name: str) -> str:
@@ -70,8 +74,7 @@ quick_look = click.option(
 @click.command()
 @targets
 @out_folder
-@model_labels
-@seed_numbers
+@selecting
 @quick_look
 @click.option(
     "--workers",
@@ -79,6 +82,14 @@ quick_look = click.option(
     help="Child processes, 0 for none; all cores if left out.",
 )
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds a case may take.")
+@click.option("--fail-fast", is_flag=True, help="Begin nothing more after a failure.")
+@click.option(
+    "--max-failures", type=click.IntRange(min=1), metavar="N", help="Begin nothing more after N failures."
+)
+@click.option(
+    "--shard", metavar="I/N", callback=_shard, help="Only the part I of N, counted from 0: for job arrays."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be computed, as plan does.")
 @device_name
 @dtype_name
 @plugin_files
@@ -86,11 +97,14 @@ quick_look = click.option(
 def run(
     targets: Sequence[str],
     out: Path,
-    models: Sequence[str],
-    seeds: Sequence[int],
+    only: Selection,
     quick: bool,
     workers: int | None,
     timeout: float | None,
+    fail_fast: bool,
+    max_failures: int | None,
+    shard: tuple[int, int] | None,
+    dry_run: bool,
     device: str,
     dtype: str,
     plugins: Sequence[Path],
@@ -101,8 +115,13 @@ def run(
     What is kept is not computed again.
     """
     from worldsim import batch
+    from worldsim.build import checked_device
     from worldsim.cli import SOME_FAILED
+    from worldsim.cli.planning import print_plan
     from worldsim.cli.progress import progress
+    from worldsim.executors import InProcess, Local
+    from worldsim.planning import make_plan
+    from worldsim.results import open_results
 
     workers = cores() if workers is None else workers
     if timeout is not None and workers == 0:
@@ -110,31 +129,31 @@ def run(
     known = known_plugins(plugins)
     scenarios = hastened(batch.read_scenarios(targets, plugins), quick)
     warn_about(known)
-    todo = [case for case, state in planned(scenarios, out, models, seeds, device, dtype) if state != "kept"]
+    checked_device(device)
+    plan = make_plan(scenarios, out, only, device=device, dtype=dtype, shard=shard)
+    if dry_run:
+        print_plan(plan)
+        return
     refuse_unwritable(out)
+    todo = len(batch.tasks(plan, plugins))
     if not todo:
-        click.echo("nothing to compute: every case is kept")
-    failed = 0
-    with progress(len(todo), known) as finished:
+        fresh = batch.freeze(plan)
+        click.echo(f"nothing to compute: {plan.summary()}; worldsim show {out} prints the scores")
+        if not no_report and (fresh or not (out / "report.html").exists()):
+            report_or_hint(open_results(out), out / "report.html")
+        return
+    failed = done = 0
+    with progress(todo, known) as finished:
 
         def receive(receipt: Any) -> None:
-            nonlocal failed
+            nonlocal failed, done
             failed += receipt.status == "failed"
+            done += 1
             finished(receipt)
 
         try:
-            results = batch.run(
-                scenarios,
-                out=out,
-                models=models or None,
-                seeds=seeds or None,
-                workers=workers,
-                timeout=timeout,
-                device=device,
-                dtype=dtype,
-                plugins=plugins,
-                on_receipt=receive,
-            )
+            executor = Local(workers, timeout) if workers else InProcess()
+            results = batch.perform(plan, executor, plugins, receive, 1 if fail_fast else max_failures)
         except KeyboardInterrupt:
             click.echo("\nWhat is finished is kept: the same command goes on from there.", err=True)
             raise
@@ -142,8 +161,9 @@ def run(
     if not no_report:
         report_or_hint(results, out / "report.html")
     if failed:
+        left = f", {todo - done} left alone" if done < todo else ""
         fail(
-            f"{failed} of {plural(len(todo), 'case')} failed; the same command tries them again", SOME_FAILED
+            f"{failed} of {plural(todo, 'case')} failed{left}; the same command tries them again", SOME_FAILED
         )
 
 
@@ -172,32 +192,6 @@ def report_or_hint(results: Results, path: Path) -> None:
         click.echo(f"no report: {error}", err=True)
 
 
-def planned(
-    scenarios: Sequence[Scenario],
-    out: Path,
-    models: Sequence[str],
-    seeds: Sequence[int],
-    device: str,
-    dtype: str,
-) -> list[tuple[Case, str]]:
-    """Every case that is asked for, and what there is to do: "run", "retry", "score" or nothing ("kept")."""
-    from worldsim.batch import refuse_unknown, wanted
-    from worldsim.store import Store
-
-    store = Store(out)
-    cases = [case for scenario in scenarios for case in scenario.cases(device=device, dtype=dtype)]
-    refuse_unknown(cases, models, seeds)
-    return [(case, state_of(case, store)) for case in cases if wanted(case, models or None, seeds or None)]
-
-
-def state_of(case: Case, store: Any) -> str:
-    from worldsim.score import is_scored
-
-    if store.has_run(case.key):
-        return "kept" if is_scored(case, store) else "score"
-    return "retry" if store.failure_path(case.key).is_file() else "run"
-
-
 @click.command()
 @targets
 @plugin_files
@@ -221,38 +215,3 @@ def validate(targets: Sequence[str], plugins: Sequence[Path]) -> None:
     else:
         cases = sum(len(scenario.cases()) for scenario in scenarios)
         click.echo(f"{plural(len(scenarios), 'scenario')}, {plural(cases, 'case')}: no problems")
-
-
-@click.command()
-@targets
-@out_folder
-@model_labels
-@seed_numbers
-@quick_look
-@device_name
-@dtype_name
-@plugin_files
-def plan(
-    targets: Sequence[str],
-    out: Path,
-    models: Sequence[str],
-    seeds: Sequence[int],
-    quick: bool,
-    device: str,
-    dtype: str,
-    plugins: Sequence[Path],
-) -> None:
-    """Say what run would compute and what is kept."""
-    from worldsim.batch import read_scenarios
-
-    known: Registry = known_plugins(plugins)
-    scenarios = hastened(read_scenarios(targets, plugins), quick)
-    warn_about(known)
-    counts: dict[str, int] = {}
-    for case, state in planned(scenarios, out, models, seeds, device, dtype):
-        counts[state] = counts.get(state, 0) + 1
-        click.echo(f"{state:6} {case.label}  {case.key}")
-    meaning = {"run": "to run", "retry": "to try again", "score": "to score", "kept": "kept"}
-    click.echo(
-        ", ".join(f"{counts[state]} {meaning[state]}" for state in meaning if state in counts) or "no case"
-    )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -34,6 +35,48 @@ out_folder = click.option(
     type=click.Path(path_type=Path),
     help="The results folder.",
 )
+_SELECTING = (
+    click.option(
+        "-k", "words", default="", metavar="EXPR", help="Only labels with these words: 'flow and not truth'."
+    ),
+    click.option(
+        "--scenario", "scenarios", multiple=True, metavar="GLOB", help="Only these scenarios; repeatable."
+    ),
+    click.option("--tag", "tags", multiple=True, help="Only scenarios with this tag; repeatable."),
+    click.option(
+        "--model", "models", multiple=True, metavar="LABEL", help="Only this model or baseline; repeatable."
+    ),
+    click.option("--seed", "seeds", multiple=True, type=int, help="Only this seed; repeatable."),
+    click.option("--failed", is_flag=True, help="Only cases that failed."),
+    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="No more cases than this."),
+)
+
+
+def selecting(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that narrow down which cases are meant; the command is given ``only``."""
+
+    @wraps(command)
+    def narrowed(
+        *arguments: Any,
+        words: str,
+        scenarios: Sequence[str],
+        tags: Sequence[str],
+        models: Sequence[str],
+        seeds: Sequence[int],
+        failed: bool,
+        limit: int | None,
+        **options: Any,
+    ) -> Any:
+        from worldsim.selection import Selection
+
+        only = Selection(words, scenarios, tags, models, seeds, failed, limit)
+        return command(*arguments, only=only, **options)
+
+    for option in reversed(_SELECTING):
+        narrowed = option(narrowed)
+    return narrowed
+
+
 results_folder = click.argument("results", default="results", type=click.Path(path_type=Path))
 
 
@@ -93,13 +136,24 @@ def print_tables(results: Results, every: bool = False) -> None:
     print_failures(results)
 
 
-def print_failures(results: Results) -> int:
-    """Name every case that has failed, with its reason; how many there are."""
-    failed = [
-        entry for entry in results.entries if results.failure(entry) and results.status(entry) != "done"
-    ]
-    for entry in failed:
-        click.echo(f"failed: {entry.label}: {results.failure(entry)}")
+SHOWN_FAILURES = 20
+"""How many failures are named before the rest is counted."""
+
+
+def print_failures(results: Results, every: bool = False) -> int:
+    """Name the cases that have failed, with the kind of failure and its message; how many there are."""
+    from worldsim.index import look
+
+    index = look(results.root)
+    failed = [entry for entry in results.entries if index.state(entry) == "failed"]
+    shown = failed if every else failed[:SHOWN_FAILURES]
+    for entry in shown:
+        kept = results.store.open_failure(entry.key) or {}
+        kind = f"{kept['kind']}: " if kept.get("kind") not in (None, "exception") else ""
+        message = str(kept.get("message", ""))
+        click.echo(f"failed: {entry.label}: {message if message.startswith(kind) else kind + message}")
+    if len(failed) > len(shown):
+        click.echo(f"failed: {len(failed) - len(shown)} more; worldsim status --all names them")
     return len(failed)
 
 

@@ -80,13 +80,12 @@ def _hash(script: str) -> str:
 def _provenance(results: Results, sections: list[Section]) -> dict[str, str]:
     """What was run on what; only what is known."""
     from worldsim.provenance import REPRODUCIBILITY
+    from worldsim.scenario import SCHEMA_VERSION
 
-    lock, entries = results.lock, results.entries
-    known = {str(key).replace("_", " "): value for key, value in lock.get("environment", {}).items()}
+    entries = results.entries
+    known = {str(key).replace("_", " "): value for key, value in results.environment.items()}
     known["devices"] = ", ".join(sorted({f"{entry.device} ({entry.dtype})" for entry in entries}))
     known["cases"] = f"{sum(part.done for part in sections)} of {len(entries)} done"
-    known["key scheme"] = (
-        f"schema {lock.get('schema', 'unknown')}: the hash of what a case means and of plugin versions"
-    )
+    known["key scheme"] = f"schema {SCHEMA_VERSION}: the hash of what a case means and of plugin versions"
     known["reproducibility"] = REPRODUCIBILITY
     return {key: str(value) for key, value in known.items() if value not in ("", None)}

@@ -8,6 +8,7 @@ from typing import Any
 
 from worldsim.composed import grids
 from worldsim.errors import ResultError
+from worldsim.plan_files import Entry
 from worldsim.report.answers import answer
 from worldsim.report.composed import GridTable, constrained, grid_tables
 from worldsim.report.disturbed import over_probability
@@ -20,7 +21,7 @@ from worldsim.report.samples import couplings, pairs
 from worldsim.report.standings import Board, Kind, boards, headlines, kinds, main_split
 from worldsim.report.tabulated import Table, downloads, table
 from worldsim.report.verdicts import Verdict, verdicts
-from worldsim.results import Entry, Results, Row
+from worldsim.results import Results, Row
 from worldsim.tables import Beside, besides
 
 

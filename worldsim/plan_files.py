@@ -1,0 +1,208 @@
+"""The plan of a results folder: which cases there are to be, frozen.
+
+plan/<hash of a scenario's name>.jsonl   one line about the scenario, then one for each case
+
+Each scenario has a file of its own, which says the same whoever writes it. So runs that share a folder write
+different files, or the same one alike, each whole; none has lines to merge into those of another, and
+no lock is needed, which a network file system might not honour.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from worldsim.errors import ResultError
+from worldsim.store import Store, write_text
+
+if TYPE_CHECKING:
+    from worldsim.scenario import Case, Scenario
+
+FOLDER = "plan"
+SCHEMA = 2
+EARLIER = ("plan.jsonl", "suite.lock.json")
+"""One plan for the whole folder, as it was kept before: still read."""
+REMEMBERED = 4
+"""How many earlier keys of a label are kept with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A case of the plan, and where its parts are kept.
+
+    ``before`` are keys that the same label had in earlier plans, the latest first, where something is kept.
+    """
+
+    key: str
+    scenario: str
+    model: str
+    seed: int
+    baseline: bool
+    device: str
+    dtype: str
+    metrics: Mapping[str, str]
+    learned: bool = True
+    before: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return f"{self.scenario}/{self.model}/{self.seed}"
+
+
+@dataclass(frozen=True)
+class ScenarioPlan:
+    """The cases of one scenario, with the scenario as it was read, before defaults."""
+
+    scenario: str
+    document: Mapping[str, Any]
+    compositions: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    entries: tuple[Entry, ...]
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return tuple(self.document.get("tags", ()))
+
+
+def plan_path(root: Path, scenario: str) -> Path:
+    """A hash, since names that differ in case alone are one file on some systems."""
+    return Path(root) / FOLDER / f"{hashlib.sha256(scenario.encode()).hexdigest()[:32]}.jsonl"
+
+
+def has_plan(root: Path) -> bool:
+    return (root / FOLDER).is_dir() or (root / EARLIER[0]).is_file()
+
+
+def read_plans(root: Path) -> list[ScenarioPlan]:
+    """Every scenario's plan, by name; none for a folder without. Raises ResultError for a damaged one."""
+    found = [_read(path) for path in (root / FOLDER).glob("*.jsonl")]
+    known = {plan.scenario for plan in found}
+    found += [plan for plan in _earlier(root) if plan.scenario not in known]
+    return sorted(found, key=lambda plan: plan.scenario)
+
+
+def read_plan(root: Path, scenario: str) -> ScenarioPlan | None:
+    """One scenario's plan; None when there is none that can be read, for then it is made anew."""
+    path = plan_path(root, scenario)
+    try:
+        if path.is_file():
+            return _read(path)
+        return next((plan for plan in _earlier(root) if plan.scenario == scenario), None)
+    except ResultError:
+        return None
+
+
+def made_plan(
+    scenario: Scenario, cases: Iterable[Case], old: ScenarioPlan | None, store: Store
+) -> ScenarioPlan:
+    """The plan of a scenario now, with the keys that its labels had in the plan ``old``."""
+    metrics = metric_keys(scenario)
+    past = {entry.label: entry for entry in old.entries} if old else {}
+    learned: dict[str, bool] = {}
+    entries = []
+    for case in cases:
+        if case.model not in learned:
+            learned[case.model] = case.is_learned
+        entry = past.get(case.label)
+        entries.append(
+            Entry(
+                case.key, scenario.name, case.model, case.seed, case.is_baseline, case.device, case.dtype,
+                metrics, learned[case.model], _before(entry, case.key, store) if entry else (),
+            )
+        )  # fmt: skip
+    return ScenarioPlan(scenario.name, scenario.document, scenario.composition_words(), {}, tuple(entries))
+
+
+def _before(entry: Entry, key: str, store: Store) -> tuple[str, ...]:
+    latest = (entry.key,) if entry.key != key and store.has_run(entry.key) else ()
+    return (*latest, *(each for each in entry.before if each not in (key, *latest)))[:REMEMBERED]
+
+
+def write_plan(root: Path, plan: ScenarioPlan) -> bool:
+    """Freeze a scenario's plan in place of its earlier one; whether anything in it is new."""
+    from worldsim.provenance import environment
+
+    old = read_plan(root, plan.scenario)
+    path = plan_path(root, plan.scenario)
+    if old is not None and path.is_file() and _lines(old, {}) == _lines(plan, {}):
+        return False
+    write_text(path, _lines(plan, environment()))
+    return True
+
+
+def metric_keys(scenario: Scenario) -> dict[str, str]:
+    """Name -> key of each scored part; a name that comes twice is numbered."""
+    names: dict[str, str] = {}
+    for part, _, key in scenario.scored:
+        name, count = part.name, 1
+        while name in names:
+            count += 1
+            name = f"{part.name}_{count}"
+        names[name] = key
+    return names
+
+
+_SHARED = ("device", "dtype", "metrics")
+"""What the cases of a scenario have in common: said once, in the first line."""
+
+
+def _lines(plan: ScenarioPlan, environment: Mapping[str, Any]) -> str:
+    first = plan.entries[0] if plan.entries else None
+    head = {
+        "schema": SCHEMA, "scenario": plan.scenario, "document": plan.document,
+        "compositions": plan.compositions, "environment": environment,
+        **{key: getattr(first, key, None) for key in _SHARED},
+    }  # fmt: skip
+    cases = [
+        {"key": e.key, "model": e.model, "seed": e.seed, "baseline": e.baseline, "learned": e.learned}
+        | ({"before": e.before} if e.before else {})
+        for e in plan.entries
+    ]
+    return "".join(json.dumps(line) + "\n" for line in (head, *cases))
+
+
+def _read(path: Path) -> ScenarioPlan:
+    try:
+        with open(path, encoding="utf-8") as file:
+            head = json.loads(next(file))
+            shared = {key: head[key] for key in _SHARED}
+            entries = [_entry(json.loads(line), head["scenario"], shared) for line in file]
+        return ScenarioPlan(
+            head["scenario"], head["document"], head["compositions"], head["environment"], tuple(entries)
+        )
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise ResultError(
+            f"{path} cannot be read ({error}); run its scenario again to plan it anew"
+        ) from None
+
+
+def _entry(line: Mapping[str, Any], scenario: str, shared: Mapping[str, Any]) -> Entry:
+    return Entry(**{"scenario": scenario, **shared, **line, "before": tuple(line.get("before", ()))})
+
+
+def _earlier(root: Path) -> list[ScenarioPlan]:
+    plan, lock = (root / name for name in EARLIER)
+    if not plan.is_file():
+        return []
+    try:
+        about = json.loads(lock.read_text(encoding="utf-8"))
+        lines: Sequence[Any] = [json.loads(line) for line in plan.read_text(encoding="utf-8").splitlines()]
+        entries = [_entry(line, line["scenario"], {}) for line in lines]
+        return [
+            ScenarioPlan(
+                name,
+                about["scenarios"][name],
+                about.get("compositions", {}).get(name, {}),
+                about.get("environment", {}),
+                tuple(entry for entry in entries if entry.scenario == name),
+            )
+            for name in dict.fromkeys(entry.scenario for entry in entries)
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResultError(
+            f"{plan} cannot be read ({error}); run its scenarios again to plan them anew"
+        ) from None
