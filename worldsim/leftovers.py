@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from worldsim import leases
 from worldsim.errors import WorldsimError
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ def failure_files(results: Results) -> list[Path]:
 
 
 def orphan_files(results: Results, plugins: Sequence[Path] = ()) -> list[Path]:
-    """Files of cases, fits and metrics that left the plan, and halves of writes that never ended.
+    """Files of cases, fits and metrics that left the plan, leases of processes that are gone, and halves of
+    writes that never ended.
 
     Fits are told apart only while every case of the plan still has the key that the installed plugins give
     it; otherwise they are all spared.
@@ -27,7 +29,8 @@ def orphan_files(results: Results, plugins: Sequence[Path] = ()) -> list[Path]:
     needed = {store.run_path(entry.key) for entry in results.entries}
     needed |= {store.failure_path(entry.key) for entry in results.entries}
     needed |= {store.score_path(e.key, key) for e in results.entries for key in e.metrics.values()}
-    patterns = ["runs/*/*.zarr.zip", "scores/*/*.json", "failures/*.json", "**/*.part"]
+    needed |= {results.root / leases.FOLDER / key for key in leases.live(results.root)}
+    patterns = ["runs/*/*.zarr.zip", "scores/*/*.json", "failures/*.json", "leases/*", "**/*.part"]
     fits = _fit_paths(results, plugins)
     if fits is not None:
         needed |= fits

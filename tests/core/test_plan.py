@@ -18,6 +18,7 @@ from worldsim.changes import changes
 from worldsim.cli import exit_code
 from worldsim.errors import ResultError, WorldsimError
 from worldsim.index import STATES, look
+from worldsim.leftovers import orphan_files
 from worldsim.plan_files import plan_path, read_plans
 from worldsim.planning import make_plan
 from worldsim.plugins import registry
@@ -372,6 +373,8 @@ def test_a_case_is_running_while_somebody_says_so(tmp_path, monkeypatch):
         path.write_text(words)
         os.utime(path, (time.time() - age,) * 2)
     assert set(leases.live(tmp_path)) == {"mine", "elsewhere"}
+    gone = {path.name for path in orphan_files(worldsim.open_results(tmp_path))}
+    assert gone == {"dead", "stale", "odd"}
 
 
 def test_a_lease_that_cannot_be_written_harms_no_case(tmp_path):
@@ -460,6 +463,10 @@ def test_the_commands_say_what_why_and_how_far(cli, tmp_path):
     code, said, _ = cli("why", "tiny/ode/0", file, "--out", out)
     assert code == 0
     assert said.endswith("what differs from what is kept under this label:\n  model.width 4 -> 5\n")
+    cli("plan", file, "--out", out, "--freeze")
+    code, said, _ = cli("why", key, "--out", out)
+    assert (code, json.loads(said.partition("\n\nkept")[0])["model"]["params"]["width"]) == (0, 4)
+    file.write_text(TEXT.replace("WIDTH", "6"), encoding="utf-8")
     code, _, err = cli("why", "tiny/od/0", "--out", out)
     assert (code, "did you mean 'tiny/ode/0'" in err) == (2, True)
     code, _, err = cli("run", file, "--out", out, "--shard", "0/2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,8 +91,22 @@ def why(case: str, targets: Sequence[str], out: Path, plugins: Sequence[Path]) -
         explain(*planned_now(case, targets, out, plugins))
     else:
         results = opened(out)
+        if in_no_plan(case, results):
+            return
         entry = found(case, results.entries)
         explain(entry, read_again(entry, results, known), out)
+
+
+def in_no_plan(key: str, results: Results) -> bool:
+    """Print the key document of a result that is kept and that the plan does not name; whether it is one."""
+    from worldsim.planning import kept_meaning
+
+    planned = {entry.key for entry in results.entries}
+    if not re.fullmatch(r"[0-9a-f]{32}", key) or key in planned or not results.store.has_run(key):
+        return False
+    click.echo(json.dumps(kept_meaning(key, results.store), indent=1))
+    click.echo(f"\nkept    {results.store.run_path(key)}, of an earlier plan")
+    return True
 
 
 def found(case: str, entries: Sequence[Entry]) -> Entry:
