@@ -77,17 +77,17 @@ def _scenarios(document: Document, plugins: Registry) -> list[Scenario]:
 
 def _single(scenarios: list[Scenario], what: str | Path) -> Scenario:
     if len(scenarios) > 1:
-        names = ", ".join(scenario.name for scenario in scenarios[:3])
+        names = ", ".join(scenario.name for scenario in scenarios[:3]) + ", ..." * (len(scenarios) > 3)
         raise WorldsimError(
             f"{what} sweeps over its system or data and stands for {len(scenarios)} scenarios "
-            f"({names}, ...): worldsim.load_all reads them all"
+            f"({names}): worldsim.load_all reads them all"
         )
     return scenarios[0]
 
 
 TOP = (
     "about", "system", "data", "models", "metrics", "constraints", "baselines", "fit", "draws", "seeds",
-    "master_seed", "published", "under", "tags",
+    "master_seed", "published", "under", "sweep", "tags",
 )  # fmt: skip
 REQUIRED = ("about", "system", "data", "models", "metrics", "seeds")
 
@@ -116,7 +116,7 @@ class Reader:
             )
         for key in self.data:
             if key not in TOP:
-                self.problem((key,), "unknown key", did_you_mean(str(key), (*TOP, "sweep")))
+                self.problem((key,), "unknown key", did_you_mean(str(key), TOP))
         for key in REQUIRED:
             if key not in self.data:
                 self.problem((), f"{key!r} is missing", f"every scenario needs {', '.join(REQUIRED)}")
