@@ -146,21 +146,24 @@ def freeze(plan: Plan) -> bool:
 
 
 def tasks(plan: Plan, plugins: Sequence[str | Path]) -> list[Task]:
-    """What is to be computed, each once: cases of two labels may mean the same and be scored alike."""
-    todo = {(step.entry.key, *step.entry.metrics.values()): step.case for step in reversed(plan.todo)}
-    return [task_of(case, plan.root, plugins) for case in in_turn([*reversed(todo.values())])]
+    """What is to be computed, each once: cases of two labels may mean the same and be scored alike.
 
-
-def in_turn(cases: Sequence[Case]) -> list[Case]:
-    """Within each scenario, cases that train before those that take over what was trained, so that two
-    workers seldom train the same weights at once."""
+    Within each scenario, cases that train come before those that take over what was trained, so that two
+    workers seldom train the same weights at once.
+    """
+    seen: set[tuple[str, ...]] = set()
     fits: set[str] = set()
-    first = {}
-    for case in cases:
-        first[case.key] = not case.is_baseline and case.fit_key not in fits
+    turns: dict[str, tuple[list[Task], list[Task]]] = {}
+    for step in plan.todo:
+        case, means = step.case, (step.entry.key, *step.entry.metrics.values())
+        if means in seen:
+            continue
+        seen.add(means)
+        first, later = turns.setdefault(step.entry.scenario, ([], []))
+        trains = not step.entry.baseline and case.fit_key not in fits
+        (first if trains else later).append(task_of(case, plan.root, plugins))
         fits.add(case.fit_key)
-    place = {case.scenario.name: i for i, case in reversed(list(enumerate(cases)))}
-    return sorted(cases, key=lambda case: (place[case.scenario.name], not first[case.key]))
+    return [task for turn in turns.values() for part in turn for task in part]
 
 
 def gather(target: Any, plugins: Sequence[str | Path]) -> list[Scenario]:

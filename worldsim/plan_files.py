@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,9 +129,11 @@ def write_plan(root: Path, plan: ScenarioPlan) -> bool:
 
     old = read_plan(root, plan.scenario)
     path = plan_path(root, plan.scenario)
-    if old is not None and path.is_file() and _lines(old, {}) == _lines(plan, {}):
-        return False
-    write_text(path, _lines(plan, environment()))
+    if old is not None and path.is_file():
+        pairs = zip_longest(_lines(old, {}), _lines(plan, {}))
+        if all(before == now for before, now in pairs):
+            return False
+    write_text(path, "".join(_lines(plan, environment())))
     return True
 
 
@@ -150,19 +153,17 @@ _SHARED = ("device", "dtype", "metrics")
 """What the cases of a scenario have in common: said once, in the first line."""
 
 
-def _lines(plan: ScenarioPlan, environment: Mapping[str, Any]) -> str:
+def _lines(plan: ScenarioPlan, environment: Mapping[str, Any]) -> Iterator[str]:
     first = plan.entries[0] if plan.entries else None
     head = {
         "schema": SCHEMA, "scenario": plan.scenario, "document": plan.document,
         "compositions": plan.compositions, "environment": environment,
         **{key: getattr(first, key, None) for key in _SHARED},
     }  # fmt: skip
-    cases = [
-        {"key": e.key, "model": e.model, "seed": e.seed, "baseline": e.baseline, "learned": e.learned}
-        | ({"before": e.before} if e.before else {})
-        for e in plan.entries
-    ]
-    return "".join(json.dumps(line) + "\n" for line in (head, *cases))
+    yield json.dumps(head) + "\n"
+    for e in plan.entries:
+        line = {"key": e.key, "model": e.model, "seed": e.seed, "baseline": e.baseline, "learned": e.learned}
+        yield json.dumps(line | ({"before": e.before} if e.before else {})) + "\n"
 
 
 def _read(path: Path) -> ScenarioPlan:

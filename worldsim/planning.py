@@ -8,17 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from worldsim.changes import Change, changes
 from worldsim.errors import ResultError, WorldsimError
 from worldsim.index import Index, failure_kind, look
 from worldsim.plan_files import Entry, ScenarioPlan, made_plan, read_plan
+from worldsim.scenario import Case, Scenario
 from worldsim.selection import EVERYTHING, Selection
 from worldsim.store import Store, provenance_of
-
-if TYPE_CHECKING:
-    from worldsim.scenario import Case, Scenario
 
 DOES = {
     "new": "to run",
@@ -35,11 +33,17 @@ SHOWN = 4
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A case, and what is to be done with it: a key of ``DOES``."""
+    """What is to be done with a case: a key of ``DOES``. The case itself is made when it is asked for, since
+    a hundred thousand of them with their keys take much memory."""
 
-    case: Case
+    scenario: Scenario
     entry: Entry
     does: str
+
+    @property
+    def case(self) -> Case:
+        entry = self.entry
+        return Case(self.scenario, entry.model, entry.seed, entry.device, entry.dtype)
 
 
 @dataclass(frozen=True)
@@ -120,46 +124,36 @@ def make_plan(
     shard: tuple[int, int] | None = None,
 ) -> Plan:
     """What a run would do. ``shard`` (i, N) is the i-th of N parts, counted from 0; cases that share a fit
-    are in one part.
+    are in one part. Parts are taken from the sorted keys of the fits, whatever the order of the cases.
 
     Raises WorldsimError for a selection that means nothing, and for a shard of another plan than is frozen
     in ``root``.
     """
     store, index = Store(root), look(root)
     plans: list[ScenarioPlan] = []
-    cases: dict[str, Case] = {}
     for scenario in scenarios:
-        mine = scenario.cases(device=device, dtype=dtype)
         old = read_plan(root, scenario.name)
-        plan = made_plan(scenario, mine, old, store)
+        plan = made_plan(scenario, scenario.cases(device=device, dtype=dtype), old, store)
         if shard and old:
             _refuse_other(plan, old, root)
         plans.append(plan)
-        cases.update(zip((entry.label for entry in plan.entries), mine, strict=True))
-    entries = only.of(plans)
+    named = {scenario.name: scenario for scenario in scenarios}
+    steps = [Step(named[entry.scenario], entry, _does(entry, index)) for entry in only.of(plans)]
     if shard:
-        share = _share(list(cases.values()), *shard)
-        entries = [entry for entry in entries if cases[entry.label].fit_key in share]
-    steps: list[Step] = []
-    todo = 0
-    for entry in entries:
-        does = _does(entry, index)
-        todo += does != "kept"
-        if (only.failed and does != "retry") or (does != "kept" and only.limit and todo > only.limit):
-            continue
-        steps.append(Step(cases[entry.label], entry, does))
+        every = [Step(named[plan.scenario], entry, "") for plan in plans for entry in plan.entries]
+        share = set(sorted({step.case.fit_key for step in every})[shard[0] :: shard[1]])
+        steps = [step for step in steps if step.case.fit_key in share]
+    if only.failed:
+        steps = [step for step in steps if step.does == "retry"]
+    if only.limit:
+        todo = [step for step in steps if step.does != "kept"][: only.limit]
+        steps = [step for step in steps if step.does == "kept"] + todo
     return Plan(root, tuple(plans), tuple(steps), index)
 
 
 def _does(entry: Entry, index: Index) -> str:
     does = _OF_STATE[index.state(entry)]
     return "changed" if does == "new" and index.runs.intersection(entry.before) else does
-
-
-def _share(cases: Sequence[Case], number: int, of: int) -> set[str]:
-    """The fit keys of one part of the plan: every ``of``-th in the order of the keys, whatever that of the
-    cases is."""
-    return set(sorted({case.fit_key for case in cases})[number::of])
 
 
 def _refuse_other(plan: ScenarioPlan, old: ScenarioPlan, root: Path) -> None:

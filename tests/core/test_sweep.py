@@ -7,8 +7,9 @@ from html import escape
 import pytest
 
 import worldsim
-from worldsim.batch import in_turn, read_scenarios
+from worldsim.batch import read_scenarios, tasks
 from worldsim.errors import ScenarioError, WorldsimError
+from worldsim.planning import make_plan
 from worldsim.plugins import registry
 from worldsim.quick import first_look
 from worldsim.reading import LABEL, from_document
@@ -155,10 +156,10 @@ def test_names_of_axes_are_as_long_as_they_must_be():
     assert scenario(sweep).name == "tiny[train.trajectories=5,test.trajectories=6]"
 
 
-def test_constraints_are_put_on_every_swept_model():
+def test_constraints_are_put_on_every_swept_model(tmp_path):
     read = scenario({"models": {"ode": {"width": [4, 8]}}}, under=["energy"], constraints=["energy"])
     assert "ode[width=8].energy.projected" in read.models
-    order = [case.model for case in in_turn(read.cases())]
+    order = [task.model for task in tasks(make_plan([read], tmp_path), ())]
     assert order.index("ode[width=8]") < order.index("ode[width=4].energy.projected")
 
 

@@ -9,9 +9,10 @@ import math
 import pytest
 
 import worldsim
-from worldsim.batch import in_turn
+from worldsim.batch import tasks
 from worldsim.composed import Cell, Measured, grids
 from worldsim.errors import ScenarioError
+from worldsim.planning import make_plan
 from worldsim.plugins import registry
 from worldsim.quick import first_look
 from worldsim.reading import from_document
@@ -85,8 +86,8 @@ def test_a_whole_number_means_the_same_as_one_with_a_point():
     assert len(keys) == 1
 
 
-def test_cases_that_train_come_before_those_that_take_it_over():
-    order = [case.label for case in in_turn(scenario().cases())]
+def test_cases_that_train_come_before_those_that_take_it_over(tmp_path):
+    order = [task.label for task in tasks(make_plan([scenario()], tmp_path), ())]
     assert order.index("tiny/flow/1") < order.index("tiny/flow.energy.guided-projected/0")
     assert sorted(order) == sorted(case.label for case in scenario().cases())
 
