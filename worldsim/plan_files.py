@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -27,6 +28,7 @@ FOLDER = "plan"
 SCHEMA = 2
 EARLIER = ("plan.jsonl", "suite.lock.json")
 """One plan for the whole folder, as it was kept before: still read."""
+KEY = re.compile(r"[0-9a-f]{32}")
 REMEMBERED = 4
 """How many earlier keys of a label are kept with it."""
 
@@ -171,11 +173,11 @@ def _read(path: Path) -> ScenarioPlan:
         with open(path, encoding="utf-8") as file:
             head = json.loads(next(file))
             shared = {key: head[key] for key in _SHARED}
-            entries = [_entry(json.loads(line), head["scenario"], shared) for line in file]
+            entries = [_checked(_entry(json.loads(line), head["scenario"], shared)) for line in file]
         return ScenarioPlan(
             head["scenario"], head["document"], head["compositions"], head["environment"], tuple(entries)
         )
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise ResultError(
             f"{path} cannot be read ({error}); run its scenario again to plan it anew"
         ) from None
@@ -183,6 +185,14 @@ def _read(path: Path) -> ScenarioPlan:
 
 def _entry(line: Mapping[str, Any], scenario: str, shared: Mapping[str, Any]) -> Entry:
     return Entry(**{"scenario": scenario, **shared, **line, "before": tuple(line.get("before", ()))})
+
+
+def _checked(entry: Entry) -> Entry:
+    """Raises ValueError for what would be no file name of ours."""
+    for key in (entry.key, *entry.before, *entry.metrics.values()):
+        if not KEY.fullmatch(key):
+            raise ValueError(f"{key!r:.80} is no key of 32 hexadecimal digits")
+    return entry
 
 
 def _earlier(root: Path) -> list[ScenarioPlan]:

@@ -315,6 +315,21 @@ def test_a_damaged_plan_is_named_and_made_anew(tmp_path, damage):
     assert path.read_text() == good
 
 
+@pytest.mark.parametrize("key", ["../../etc/passwd", "0" * 31, 7, None])
+@pytest.mark.parametrize("place", ["key", "before", "metrics"])
+def test_a_plan_from_a_stranger_names_no_file_but_ours(tmp_path, key, place):
+    freeze(make_plan([scenario()], tmp_path))
+    path = plan_path(tmp_path, "tiny")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    if place == "metrics":
+        lines[0]["metrics"]["rollout"] = key
+    else:
+        lines[2][place] = [key] if place == "before" else key
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ResultError, match="cannot be read"):
+        _ = worldsim.open_results(tmp_path).entries
+
+
 def test_one_plan_for_a_whole_folder_as_it_was_kept_before_is_read(tmp_path):
     plan = make_plan([scenario()], tmp_path)
     names = ("key", "scenario", "model", "seed", "baseline", "device", "dtype", "metrics", "learned")
