@@ -456,10 +456,9 @@ def test_the_commands_say_what_why_and_how_far(cli, tmp_path):
     assert cli("plan", file, "--out", out, "--freeze")[1].endswith(f"frozen: 2 cases in {out}\n")
     assert "2 cases: 0 done, 0 unscored, 0 failed, 2 missing" in cli("status", out)[1]
     for part in ("0/2", "1/2"):
-        code, said, _ = cli(
-            "run", file, "--out", out, "--workers", 0, "--no-report", "--shard", part, "--fail-fast"
-        )
+        code, said, _ = cli("run", file, "--out", out, "--workers", 0, "--shard", part, "--fail-fast")
         assert (code, "[1/1] done" in said) == (0, True), said
+    assert not (out / "report.html").exists()
     code, said, _ = cli("status", out, "--watch")
     assert code == 0
     assert said.endswith("2 cases: 2 done, 0 unscored, 0 failed, 0 missing\n")

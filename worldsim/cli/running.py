@@ -139,7 +139,7 @@ def run(
     if not todo:
         fresh = batch.freeze(plan)
         click.echo(f"nothing to compute: {plan.summary()}; worldsim show {out} prints the scores")
-        if not no_report and (fresh or not (out / "report.html").exists()):
+        if not no_report and not shard and (fresh or not (out / "report.html").exists()):
             report_or_hint(open_results(out), out / "report.html")
         return
     failed = done = 0
@@ -158,7 +158,7 @@ def run(
             click.echo("\nWhat is finished is kept: the same command goes on from there.", err=True)
             raise
     print_tables(results)
-    if not no_report:
+    if not no_report and not shard:
         report_or_hint(results, out / "report.html")
     if failed:
         left = f", {todo - done} left alone" if done < todo else ""
