@@ -18,7 +18,8 @@ LAYERS = [
     "cli __main__",
     "testing",
     "report batch rescoring leftovers",
-    "executors run build results tables composed comparing xarray_backend planning",
+    "executors run build results tables composed comparing xarray_backend",
+    "failures",
     "quick",
     "selection index",
     "plan_files",
@@ -27,7 +28,7 @@ LAYERS = [
     "plugins params component_schema",
     "strict_model param_errors components signatures strict_yaml yaml_nodes yaml_scalars yaml_syntax seeds",
     "mechanisms",
-    "hookspecs",
+    "hookspecs events children worker",
     "protocols",
     "errors changes leases",
 ]

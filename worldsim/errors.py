@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,6 +22,14 @@ class ComponentNotFound(WorldsimError):
 
 class NotMeasurable(WorldsimError):
     """A score cannot be measured on this system or sample; it is reported so, never as a number."""
+
+
+class NotFinite(WorldsimError, ValueError):
+    """Numbers became NaN or infinite; ``where`` says in which split, of how many trajectories, and when."""
+
+    def __init__(self, message: str, where: Mapping[str, Mapping[str, int]] | None = None) -> None:
+        super().__init__(message)
+        self.where = dict(where or {})
 
 
 class DeviceError(WorldsimError):

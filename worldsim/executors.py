@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, as_completed
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pebble import ProcessExpired, ProcessPool
-
+from worldsim import failures
+from worldsim.children import Crew, Died
+from worldsim.events import EventLog
+from worldsim.hookspecs import hookimpl
 from worldsim.store import Store
+from worldsim.worker import own_tail
 
 if TYPE_CHECKING:
     from worldsim.run import Receipt
+    from worldsim.scenario import Scenario
+
+SCENARIOS = 64
+"""How many scenarios a worker keeps as they were read."""
+
+SAY_SECONDS = 1.0
+"""Shortest time between two words of one worker about the fit it is at."""
+
+GRACE = 5.0
+"""Seconds that a case under way still has when a run is cancelled."""
 
 
 @dataclass(frozen=True)
@@ -37,72 +54,224 @@ class Task:
         return f"{self.scenario}/{self.model}/{self.seed}"
 
 
-def compute(task: Task) -> Receipt:
-    """One task, in whatever process this is: the worker loads plugins and reads the scenario itself."""
-    from worldsim.plugins import registry
-    from worldsim.reading import from_document
-    from worldsim.run import run_case
-    from worldsim.scenario import Case
+@dataclass(frozen=True)
+class Progress:
+    """What a worker is at: it has just begun ``label``, or says ``text`` of it.
 
-    plugins = registry(tuple(map(Path, task.plugins)))
-    scenario = from_document(task.document, task.scenario, plugins)
-    case, store = Case(scenario, task.model, task.seed, task.device, task.dtype), Store(Path(task.root))
-    if task.key and case.key != task.key:
-        return failed(task, "the code of a plugin changed since the plan was made; run again")
-    return run_case(case, store, task.train)
+    ``worker`` is any short name that stays the same from case to case.
+    """
+
+    worker: str
+    label: str
+    text: str = ""
 
 
-def failed(task: Task, message: str) -> Receipt:
-    """Keep why a task has no result, and say so."""
-    from worldsim.run import Receipt
+Watch = Callable[[Progress], None]
+Say = Callable[[str], None]
 
-    Store(Path(task.root)).keep_failure(task.key, {"label": task.label, "message": message})
-    return Receipt(task.key, task.label, "failed", 0.0, message)
+
+def unwatched(progress: Progress) -> None:
+    """For those who do not look."""
 
 
 class Executor(Protocol):
-    """Maps tasks to receipts, in any order; every task gives exactly one."""
+    """Maps tasks to receipts. ``worldsim.run(..., executor=...)`` takes anything that has these methods."""
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Receipt]:
-        """Compute ``tasks``; a task whose process dies or hangs gives a failed receipt."""
+    def run(self, tasks: Sequence[Task], watch: Watch = unwatched) -> Generator[Receipt]:
+        """One receipt for each task, in any order, as they end; a generator.
+
+        ``compute(task)`` does the work, in any process that has the plugins and the results folder. It
+        returns a receipt whatever the case does; what ends its process instead, or takes too long, is
+        reported by ``failed``. A task may be computed twice, by two workers or after a loss: results are
+        written whole, and the second writes the same. ``watch`` may be called, from the thread that iterates,
+        when a worker begins a case or tells how far it is. Closing the generator abandons what is under way.
+        """
+
+    def cancel(self) -> None:
+        """Begin nothing more, and let the generator end within 5 s; may be called by a signal's handler.
+
+        What is then under way may be finished or abandoned. A task that was not finished has no receipt.
+        """
+
+    def close(self) -> None:
+        """Give back what was taken for longer than one ``run``; nothing is under way."""
+
+
+def compute(task: Task, say: Say | None = None, log: Callable[[], str] | None = None) -> Receipt:
+    """One task, in whatever process this is: the worker loads plugins and reads the scenario itself.
+
+    ``say`` is told how far a fit is; ``log`` gives the end of what this process has written in this case.
+    """
+    from worldsim.run import run_case
+    from worldsim.scenario import Case
+
+    begun = time.process_time()
+    scenario = _scenario(task)
+    case, store = Case(scenario, task.model, task.seed, task.device, task.dtype), Store(Path(task.root))
+    if task.key and case.key != task.key:
+        return failed(task, "the code of a plugin changed since the plan was made; run again")
+    with _watched(case, say):
+        return run_case(case, store, task.train, log, begun)
+
+
+def _scenario(task: Task) -> Scenario:
+    files = tuple(map(Path, task.plugins))
+    return _read(json.dumps(dict(task.document)), task.scenario, files, os.environ.get("WORLDSIM_PLUGINS"))
+
+
+@lru_cache(SCENARIOS)
+def _read(document: str, name: str, files: tuple[Path, ...], only: str | None) -> Scenario:
+    """The scenario, read once for its many cases. ``only`` restricts the plugins, as ``registry`` sees."""
+    from worldsim.plugins import registry
+    from worldsim.reading import from_document
+
+    return from_document(json.loads(document), name, registry(files))
+
+
+class FitWatcher:
+    """An observer: says how far the fit in this process is."""
+
+    def __init__(self, say: Say) -> None:
+        self.say = say
+        self.said = 0.0
+
+    @hookimpl
+    def worldsim_fit_progress(self, case: Any, step: int, losses: Mapping[str, float]) -> None:
+        if time.monotonic() - self.said < SAY_SECONDS:
+            return
+        self.said = time.monotonic()
+        shown = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
+        self.say(f"step {step} of {case.spec.fit.steps}, {shown}")
+
+
+@contextmanager
+def _watched(case: Any, say: Say | None) -> Generator[None]:
+    if say is None:
+        yield
+        return
+    watcher, manager = FitWatcher(say), case.scenario.registry.manager
+    manager.register(watcher)
+    try:
+        yield
+    finally:
+        manager.unregister(watcher)
+
+
+def failed(task: Task, message: str, kind: str = "exception", seconds: float = 0.0, **more: Any) -> Receipt:
+    """Keep why a task has no result, as ``failures`` has it, and say so."""
+    from worldsim.run import Receipt
+
+    failures.keep(Store(Path(task.root)), task.key, task.label, kind, message, seconds=seconds, **more)
+    return Receipt(task.key, task.label, "failed", seconds, message, kind)
 
 
 class InProcess:
     """One case after another, here: for debugging, and for a handful of cases."""
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Receipt]:
-        yield from map(compute, tasks)
+    def run(self, tasks: Sequence[Task], watch: Watch = unwatched) -> Generator[Receipt]:
+        for task in tasks:
+            watch(Progress("here", task.label))
+            yield compute(task, lambda text, label=task.label: watch(Progress("here", label, text)))  # type: ignore[misc]
+
+    def cancel(self) -> None:
+        """Abandon the case under way, which this thread is in: KeyboardInterrupt is raised in it."""
+        raise KeyboardInterrupt
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class Local:
-    """Spawned children (Pebble): a hang, a crash or a kill costs that case alone.
+    """Spawned children, each with one thread: a hang, a crash, a leak or a kill costs that case alone.
 
-    ``timeout`` is in seconds for one case; None lets it take as long as it takes.
+    ``timeout`` in seconds and ``memory`` in bytes limit each case; None is no limit. What counts as memory is
+    the resident set of its child, looked at every 0.05 s. Children end with the process that started them;
+    on Linux with its thread. Raises WorldsimError for a limit of memory where there is no /proc.
     """
 
-    def __init__(self, workers: int, timeout: float | None = None) -> None:
+    def __init__(self, workers: int, timeout: float | None = None, memory: int | None = None) -> None:
         self.workers = workers
         self.timeout = timeout
+        self.memory = memory
+        self.crew: Crew | None = None
+        self.cancelled = False
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Receipt]:
-        if not tasks:
+    def run(self, tasks: Sequence[Task], watch: Watch = unwatched) -> Generator[Receipt]:
+        if not tasks or self.cancelled:
             return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPool(max_workers=min(self.workers, len(tasks)), context=context) as pool:
-            futures: dict[Future[Receipt], Task] = {
-                pool.schedule(compute, args=[task], timeout=self.timeout): task for task in tasks
-            }
-            try:
-                for future in as_completed(futures):
-                    error = future.exception()
-                    yield future.result() if error is None else failed(futures[future], self._reason(error))
-            except BaseException:
-                pool.stop()  # type: ignore[no-untyped-call]
-                raise
+        prepare = partial(_prepared, tasks[0].plugins)
+        self.crew = Crew(min(self.workers, len(tasks)), prepare, _supervised, self.timeout, self.memory)
 
-    def _reason(self, error: BaseException) -> str:
-        if isinstance(error, TimeoutError):
-            return f"timeout: the case took more than {self.timeout:g} s"
-        if isinstance(error, ProcessExpired):
-            return f"crash: the worker process died with exit code {error.exitcode}"
-        return f"{type(error).__name__}: {error}"
+        def seen(number: int, task: Task, text: str) -> None:
+            watch(Progress(str(number + 1), task.label, text))
+
+        with closing(self.crew.map(tasks, seen)) as outcomes:
+            for outcome in outcomes:
+                if isinstance(outcome, Died):
+                    told = vars(outcome).copy()
+                    yield failed(told.pop("item"), **told)
+                    continue
+                if outcome.value.status != "failed":  # of one that failed it is kept with the failure
+                    print(outcome.log, end="", flush=True)
+                yield outcome.value
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        if self.crew is not None:
+            self.crew.stop(GRACE)
+
+    def close(self) -> None:
+        """Children live no longer than one ``run``."""
+
+
+def _prepared(plugins: Sequence[str]) -> None:
+    """Import what every case needs, so that no case's time is spent on it."""
+    import torch
+
+    import worldsim.run
+    from worldsim.plugins import registry
+
+    torch.set_num_threads(1)
+    _ = registry(tuple(map(Path, plugins))).tables, worldsim.run
+
+
+def _supervised(task: Task, say: Say) -> Receipt:
+    return compute(task, say, own_tail)
+
+
+def carry_out(
+    executor: Executor,
+    tasks: Sequence[Task],
+    root: Path,
+    on_receipt: Callable[[Receipt], None] | None = None,
+    on_progress: Watch | None = None,
+) -> None:
+    """Map ``tasks`` over ``executor``, and tell the callbacks and ``events.jsonl`` what happens."""
+    if not tasks:
+        return
+    with EventLog(root) as events:
+        counts: dict[str, int] = {}
+
+        def watch(progress: Progress) -> None:
+            if not progress.text:
+                events.write("case_started", label=progress.label, worker=progress.worker)
+            if on_progress:
+                on_progress(progress)
+
+        events.write("run_started", cases=len(tasks), executor=type(executor).__name__, command=sys.argv)
+        try:
+            with closing(executor.run(tasks, watch)) as receipts:
+                for receipt in receipts:
+                    counts[receipt.status] = counts.get(receipt.status, 0) + 1
+                    events.write("case_finished", **told(receipt))
+                    if on_receipt:
+                        on_receipt(receipt)
+        finally:
+            left = len(tasks) - sum(counts.values())
+            events.write("run_stopped" if left else "run_finished", left=left, **counts)
+
+
+def told(receipt: Receipt) -> dict[str, Any]:
+    """A receipt as an event has it."""
+    plain = {name: value for name, value in vars(receipt).items() if value != ""}
+    return plain | {"seconds": round(receipt.seconds, 4), "cpu_seconds": round(receipt.cpu_seconds, 4)}

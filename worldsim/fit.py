@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from worldsim.errors import WorldsimError
+from worldsim.errors import NotFinite
 from worldsim.protocols import Paced, Trajectory
 from worldsim.seeds import derive, forked, generator
 
@@ -22,7 +22,7 @@ Tensors = dict[str, torch.Tensor]
 Progress = Callable[[int, Mapping[str, float]], None]
 
 
-class FitDiverged(WorldsimError):
+class FitDiverged(NotFinite):
     """A loss was not finite; the message says at which step."""
 
 

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from worldsim.batch import task_of
 from worldsim.errors import ResultError, WorldsimError, did_you_mean
-from worldsim.executors import InProcess, Local
-from worldsim.plan_files import Entry, made_plan, read_plan, write_plan
-from worldsim.results import Results, open_results
+from worldsim.executors import InProcess, Local, carry_out
+from worldsim.results import Entry, Results, open_results, write_plan
 
 if TYPE_CHECKING:
-    from worldsim.executors import Executor
+    from worldsim.executors import Executor, Watch
     from worldsim.plugins import Registry
     from worldsim.run import Receipt
     from worldsim.scenario import Case, Scenario
@@ -69,6 +68,7 @@ def carried_out(
     executor: Executor,
     plugins: Sequence[str | Path],
     on_receipt: Callable[[Receipt], None] | None,
+    on_progress: Watch | None = None,
 ) -> Results:
     """The results with what ``plan`` says in them."""
     cases: dict[str, list[Case]] = {}
@@ -78,9 +78,7 @@ def carried_out(
         old = read_plan(results.root, scenario.name)
         write_plan(results.root, made_plan(scenario, cases[scenario.name], old, results.store))
     tasks = [replace(task_of(case, results.root, plugins), train=False) for case in plan.unscored]
-    for receipt in executor.run(tasks):
-        if on_receipt:
-            on_receipt(receipt)
+    carry_out(executor, tasks, results.root, on_receipt, on_progress)
     return Results(results.root)
 
 

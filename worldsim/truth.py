@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from worldsim.errors import NotFinite
 from worldsim.protocols import HasActions, Start, System, Trajectory
 from worldsim.seeds import generator
 
@@ -32,8 +33,9 @@ def simulate_split(case: Case, split: str, system: System) -> Trajectory:
     starts, blocks = [], []
     for index, first in enumerate(range(0, settings.trajectories, size)):
         rng = generator(case.scenario.master_seed, case.scenario.world, split, seed + 1, index)
-        start, block = _simulate_block(system, min(size, settings.trajectories - first), times, rng)
-        check_truth(block, min(size, settings.trajectories - first), times, case.scenario.system.name)
+        count = min(size, settings.trajectories - first)
+        start, block = _simulate_block(system, count, times, rng)
+        check_truth(block, count, times, case.scenario.system.name, split)
         starts.append(start)
         blocks.append(block)
     if _repeats(starts, blocks):
@@ -129,10 +131,10 @@ def _normal(like: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     return torch.randn(like.shape, dtype=like.dtype, generator=rng)
 
 
-def check_truth(truth: Any, n: int, times: torch.Tensor, name: str) -> None:
+def check_truth(truth: Any, n: int, times: torch.Tensor, name: str, split: str = "") -> None:
     """Refuse a simulation that is not what the protocol says, naming the system.
 
-    Raises TypeError or ValueError with expected and found.
+    Raises TypeError or ValueError with expected and found, NotFinite for numbers that are none.
     """
     if not isinstance(truth, Trajectory):
         raise TypeError(
@@ -162,6 +164,24 @@ def check_truth(truth: Any, n: int, times: torch.Tensor, name: str) -> None:
                 f"found {list(value.shape)}"
             )
         if value.is_floating_point() and not bool(torch.isfinite(value[reached(truth)]).all()):
-            raise ValueError(
-                f"system {name!r}: {key} of the truth are not finite; set length for ragged ends"
-            )
+            raise not_finite(name, key, split, ~torch.isfinite(value) & _wide(reached(truth), value))
+
+
+def _wide(frames: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return frames.reshape(*frames.shape, *(1,) * (value.dim() - 3))
+
+
+def not_finite(name: str, key: str, split: str, bad: torch.Tensor) -> NotFinite:
+    """What to raise for a simulated block; ``bad[trajectory, draw, time, ...]`` says where."""
+    frames = bad.reshape(*bad.shape[:3], -1).any(3).any(1)  # [trajectory, time]
+    found = {
+        "trajectories": int(frames.any(1).sum()),
+        "of": len(bad),
+        "first_frame": int(frames.any(0).int().argmax()),
+    }
+    return NotFinite(
+        f"system {name!r}: {key} of the truth are not finite in {found['trajectories']} of {found['of']} "
+        f"trajectories{' of ' + split if split else ''}, first at frame {found['first_frame']}; set length "
+        "for ragged ends",
+        {split: found},
+    )

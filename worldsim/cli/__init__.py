@@ -71,7 +71,8 @@ def worldsim() -> None:
 
 def main() -> NoReturn:
     """The console script: run what the command line says and leave with its exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)  # a cluster's pre-emption ends a run as Ctrl-C does
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # a cluster's pre-emption ends a run as Ctrl-C does
+        signal.signal(number, _interrupt)
     sys.exit(exit_code(sys.argv[1:]))
 
 
@@ -82,7 +83,8 @@ def _interrupt(number: int, frame: Any) -> NoReturn:
 def exit_code(arguments: Sequence[str]) -> int:
     """Run one command; what worldsim raises on purpose is printed without a traceback."""
     try:
-        return int(worldsim.main(list(arguments), prog_name="worldsim", standalone_mode=False) or DONE)
+        given = tuple(arguments)  # a run that is stopped says with which arguments it goes on
+        return int(worldsim.main(given, prog_name="worldsim", standalone_mode=False, obj=given) or DONE)
     except click.ClickException as error:
         error.show()
         return USAGE

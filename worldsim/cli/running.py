@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from worldsim.cli.terminal import (
+    MemorySize,
     fail,
     known_plugins,
     out_folder,
@@ -82,14 +83,9 @@ quick_look = click.option(
     help="Child processes, 0 for none; all cores if left out.",
 )
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds a case may take.")
-@click.option("--fail-fast", is_flag=True, help="Begin nothing more after a failure.")
 @click.option(
-    "--max-failures", type=click.IntRange(min=1), metavar="N", help="Begin nothing more after N failures."
+    "--memory", type=MemorySize(), metavar="SIZE", help="What a case's process may hold, such as 4GB."
 )
-@click.option(
-    "--shard", metavar="I/N", callback=_shard, help="Only the part I of N, counted from 0: for job arrays."
-)
-@click.option("--dry-run", is_flag=True, help="Say what would be computed, as plan does.")
 @device_name
 @dtype_name
 @plugin_files
@@ -101,10 +97,7 @@ def run(
     quick: bool,
     workers: int | None,
     timeout: float | None,
-    fail_fast: bool,
-    max_failures: int | None,
-    shard: tuple[int, int] | None,
-    dry_run: bool,
+    memory: int | None,
     device: str,
     dtype: str,
     plugins: Sequence[Path],
@@ -117,15 +110,14 @@ def run(
     from worldsim import batch
     from worldsim.build import checked_device
     from worldsim.cli import SOME_FAILED
-    from worldsim.cli.planning import print_plan
-    from worldsim.cli.progress import progress
+    from worldsim.cli.following import followed
     from worldsim.executors import InProcess, Local
-    from worldsim.planning import make_plan
-    from worldsim.results import open_results
 
     workers = cores() if workers is None else workers
-    if timeout is not None and workers == 0:
-        raise click.UsageError("--timeout needs child processes: give --workers 1 or more")
+    for option, limit in (("--timeout", timeout), ("--memory", memory)):
+        if limit is not None and workers == 0:
+            raise click.UsageError(f"{option} needs child processes: give --workers 1 or more")
+    executor = Local(workers, timeout, memory) if workers else InProcess()
     known = known_plugins(plugins)
     scenarios = hastened(batch.read_scenarios(targets, plugins), quick)
     warn_about(known)
@@ -137,26 +129,21 @@ def run(
     refuse_unwritable(out)
     todo = len(batch.tasks(plan, plugins))
     if not todo:
-        fresh = batch.freeze(plan)
-        click.echo(f"nothing to compute: {plan.summary()}; worldsim show {out} prints the scores")
-        if not no_report and not shard and (fresh or not (out / "report.html").exists()):
-            report_or_hint(open_results(out), out / "report.html")
-        return
-    failed = done = 0
-    with progress(todo, known) as finished:
-
-        def receive(receipt: Any) -> None:
-            nonlocal failed, done
-            failed += receipt.status == "failed"
-            done += 1
-            finished(receipt)
-
-        try:
-            executor = Local(workers, timeout) if workers else InProcess()
-            results = batch.perform(plan, executor, plugins, receive, 1 if fail_fast else max_failures)
-        except KeyboardInterrupt:
-            click.echo("\nWhat is finished is kept: the same command goes on from there.", err=True)
-            raise
+        click.echo("nothing to compute: every case is kept")
+    with followed(executor, len(todo)) as follower:
+        results = batch.run(
+            scenarios,
+            out=out,
+            models=models or None,
+            seeds=seeds or None,
+            device=device,
+            dtype=dtype,
+            plugins=plugins,
+            executor=executor,
+            on_receipt=follower.finished,
+            on_progress=follower.working,
+        )
+    failed = follower.failed
     print_tables(results)
     if not no_report and not shard:
         report_or_hint(results, out / "report.html")

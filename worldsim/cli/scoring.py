@@ -53,7 +53,7 @@ def score(
     """
     from worldsim import rescoring
     from worldsim.cli import SOME_FAILED
-    from worldsim.cli.progress import progress
+    from worldsim.cli.following import followed
     from worldsim.cli.running import report_or_hint
     from worldsim.executors import InProcess, Local
 
@@ -65,16 +65,10 @@ def score(
     found = opened(results)
     asked = rescoring.metrics_of(metrics) if metrics.strip() else []
     plan = rescoring.planned(found, asked, scenarios, plugins)
-    failed = 0
-    with progress(len(plan.unscored), known) as finished:
-
-        def receive(receipt: Any) -> None:
-            nonlocal failed
-            failed += receipt.status == "failed"
-            finished(receipt)
-
-        executor = Local(workers) if workers else InProcess()
-        scored = rescoring.carried_out(found, plan, executor, plugins, receive)
+    executor = Local(workers) if workers else InProcess()
+    with followed(executor, len(plan.unscored)) as follower:
+        scored = rescoring.carried_out(found, plan, executor, plugins, follower.finished, follower.working)
+    failed = follower.failed
     print_tables(scored)
     if plan.left_out:
         shown = ", ".join(plan.left_out[:5]) + (", ..." if len(plan.left_out) > 5 else "")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import click
 
@@ -88,6 +89,23 @@ def console() -> Console:
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
+class MemorySize(click.ParamType[int]):
+    """``4GB``, ``500 MB`` or ``2GiB`` as bytes."""
+
+    name = "size"
+    units: ClassVar = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
+        "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40
+    }  # fmt: skip
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?B)", str(value).strip().upper())
+        if not found or not float(found[1]):
+            self.fail(f"{value!r} is no size; write a number and a unit, such as 4GB or 500MiB", param, ctx)
+        return round(float(found[1]) * self.units[found[2]])
+
+
 def known_plugins(files: Sequence[Path]) -> Registry:
     """The registry with ``files``; a file that cannot be loaded is refused, for it was asked for by name."""
     from worldsim.errors import PluginError
@@ -136,24 +154,19 @@ def print_tables(results: Results, every: bool = False) -> None:
     print_failures(results)
 
 
-SHOWN_FAILURES = 20
-"""How many failures are named before the rest is counted."""
+def print_failures(results: Results) -> int:
+    """Name every case that has failed, with its reason, and every one whose forecasts are not finite; how
+    many have failed."""
+    from worldsim.failures import flag
 
-
-def print_failures(results: Results, every: bool = False) -> int:
-    """Name the cases that have failed, with the kind of failure and its message; how many there are."""
-    from worldsim.index import look
-
-    index = look(results.root)
-    failed = [entry for entry in results.entries if index.state(entry) == "failed"]
-    shown = failed if every else failed[:SHOWN_FAILURES]
-    for entry in shown:
-        kept = results.store.open_failure(entry.key) or {}
-        kind = f"{kept['kind']}: " if kept.get("kind") not in (None, "exception") else ""
-        message = str(kept.get("message", ""))
-        click.echo(f"failed: {entry.label}: {message if message.startswith(kind) else kind + message}")
-    if len(failed) > len(shown):
-        click.echo(f"failed: {len(failed) - len(shown)} more; worldsim status --all names them")
+    failed = [
+        entry for entry in results.entries if results.failure(entry) and results.status(entry) != "done"
+    ]
+    for entry in failed:
+        click.echo(f"failed: {entry.label}: {results.failure(entry)}")
+    for entry in results.entries:
+        if entry not in failed and (words := flag(results.store, entry.key)):
+            click.echo(f"warning: {entry.label}: {words}")
     return len(failed)
 
 
