@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 
 
 def failure_files(results: Results) -> list[Path]:
-    """What is kept about failed cases; they are tried again either way."""
-    return sorted((results.root / "failures").glob("*.json"))
+    """What is kept about failed cases; they are tried again either way. What is said of a result that is not
+    finite stays with it."""
+    from worldsim.failures import flag
+
+    files = sorted((results.root / "failures").glob("*.json"))
+    return [file for file in files if not flag(results.store, file.stem)]
 
 
 def orphan_files(results: Results, plugins: Sequence[Path] = ()) -> list[Path]:

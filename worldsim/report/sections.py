@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from worldsim.composed import grids
 from worldsim.errors import ResultError
-from worldsim.plan_files import Entry
+from worldsim.failures import flag
 from worldsim.report.answers import answer
 from worldsim.report.composed import GridTable, constrained, grid_tables
 from worldsim.report.disturbed import over_probability
@@ -51,6 +51,7 @@ class Section:
     about: str
     seeds: int
     failures: tuple[Failure, ...]
+    warnings: tuple[Failure, ...]
     answers: tuple[str, ...]
     elsewhere: tuple[tuple[str, str], ...]
     keys: tuple[tuple[str, Style], ...]
@@ -85,6 +86,7 @@ def section(results: Results, scenario: str) -> Section:
         about=results.about(scenario),
         seeds=max((len(s.values) for board in found for s in board.standings), default=0),
         failures=_failures(results, entries, status),
+        warnings=_warnings(results, entries, status),
         answers=tuple(answer(group, simple) for group in headlines(simple, split)),
         elsewhere=_elsewhere(simple, split),
         keys=tuple(styles(plain).items()),
@@ -101,12 +103,24 @@ def section(results: Results, scenario: str) -> Section:
 
 
 def _failures(results: Results, entries: Sequence[Entry], status: Mapping[str, str]) -> tuple[Failure, ...]:
-    """What is not done, seeds with one fate on one line."""
+    """What is not done."""
+    lost = [entry for entry in entries if status[entry.key] != "done"]
+    return _gathered((entry, status[entry.key], results.failure(entry)) for entry in lost)
+
+
+def _warnings(results: Results, entries: Sequence[Entry], status: Mapping[str, str]) -> tuple[Failure, ...]:
+    """What is done and not finite."""
+    done = [entry for entry in entries if status[entry.key] == "done"]
+    flags = ((entry, flag(results.store, entry.key)) for entry in done)
+    return _gathered((entry, "done", words) for entry, words in flags if words)
+
+
+def _gathered(fates: Iterable[tuple[Entry, str, str]]) -> tuple[Failure, ...]:
+    """Seeds with one fate on one line."""
     found: dict[tuple[str, str, str], list[str]] = {}
-    for entry in entries:
-        if status[entry.key] != "done":
-            fate = (entry.model, status[entry.key], results.failure(entry))
-            found.setdefault(fate, []).append("" if entry.baseline else str(entry.seed))
+    for entry, status, message in fates:
+        seed = "" if entry.baseline else str(entry.seed)
+        found.setdefault((entry.model, status, message), []).append(seed)
     return tuple(Failure(*fate, tuple(filter(None, seeds)), len(seeds)) for fate, seeds in found.items())
 
 

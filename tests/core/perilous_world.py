@@ -1,0 +1,87 @@
+"""A plugin that goes wrong in the way it is asked to."""
+
+import os
+import pathlib
+import sys
+import time
+
+import torch
+
+from worldsim import Trajectory, hookimpl
+
+
+class Decay:
+    """x' = -x from 1 to 2, in one dimension; ``spoilt`` has NaN from frame 2 on in its second trajectory."""
+
+    def __init__(self, *, spoilt: bool = False):
+        self.spoilt = spoilt
+
+    def sample(self, n, generator):
+        return 1 + torch.rand(n, 1, dtype=torch.float64, generator=generator)
+
+    def restart(self, states):
+        return states
+
+    def simulate(self, start, times, actions, generator):
+        states = (start * torch.exp(times[0] - times))[:, None, :, None]
+        if self.spoilt:
+            states[1, :, 2:] = torch.nan
+        return Trajectory(states, times, axes=("component",))
+
+
+class Perilous:
+    """Forecasts that nothing changes, or does not come so far."""
+
+    trainable = False
+
+    def __init__(self, *, peril: str = "none"):
+        self.peril = peril
+
+    def loss(self, truth):
+        return torch.zeros(())
+
+    def rollout(self, context, times, actions, draws, generator):
+        start = context.states[:, :, -1:].expand(-1, draws, len(times), -1).clone()
+        getattr(self, self.peril)(start)
+        return context.replace(states=start, times=times, actions=None)
+
+    def none(self, states):
+        print("nothing happens")
+
+    def blows_up(self, states):
+        states[0, 0, 3:] = torch.inf
+        states[2, 0, 4:] = torch.nan
+
+    def leaves(self, states):
+        print("leaving by os._exit")
+        os._exit(0)
+
+    def exits(self, states):
+        print("leaving by sys.exit")
+        sys.exit(0)
+
+    def raises(self, states):
+        print("raising")
+        raise RuntimeError("boom")
+
+    def wants_memory(self, states):
+        raise MemoryError
+
+    def wants_a_tensor(self, states):
+        torch.empty(2**56)
+
+    def sleeps(self, states):
+        mark = pathlib.Path(os.environ["MARK"])
+        if not mark.exists():
+            mark.touch()
+            time.sleep(600)
+
+
+@hookimpl
+def worldsim_systems():
+    return {"decay": Decay}
+
+
+@hookimpl
+def worldsim_dynamics():
+    return {"perilous": Perilous}
