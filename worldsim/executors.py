@@ -80,11 +80,12 @@ class Executor(Protocol):
     def run(self, tasks: Sequence[Task], watch: Watch = unwatched) -> Generator[Receipt]:
         """One receipt for each task, in any order, as they end; a generator.
 
-        ``compute(task)`` does the work, in any process that has the plugins and the results folder. It
-        returns a receipt whatever the case does; what ends its process instead, or takes too long, is
-        reported by ``failed``. A task may be computed twice, by two workers or after a loss: results are
-        written whole, and the second writes the same. ``watch`` may be called, from the thread that iterates,
-        when a worker begins a case or tells how far it is. Closing the generator abandons what is under way.
+        ``compute(task)`` does the work, in any process that has the plugins and the results folder, one at
+        a time in each, since a case draws from torch's default generator. It returns a receipt whatever the
+        case does; what ends its process instead, or takes too long, is reported by ``failed``. A task may
+        be computed twice, by two workers or after a loss: results are written whole, and the second writes
+        the same. ``watch`` may be called, from the thread that iterates, when a worker begins a case or
+        tells how far it is. Closing the generator abandons what is under way.
         """
 
     def cancel(self) -> None:

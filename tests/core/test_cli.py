@@ -13,6 +13,7 @@ import pytest
 
 from worldsim import load
 from worldsim.cli import COMMANDS, exit_code
+from worldsim.cli.terminal import MemorySize
 from worldsim.quick import first_look
 
 TINY = Path(__file__).parent / "tiny"
@@ -152,7 +153,8 @@ def test_run_prints_lines_tables_and_failures(cli, tmp_path):
     arguments = ("run", TINY, "--out", tmp_path, "--workers", 0, "--no-report")
     code, out, err = cli(*arguments)
     assert code == 1
-    assert "] done tiny_pendulum/small/0 (" in out
+    assert "[5/5] 3 done, 1 failed, 1 kept, " in out
+    assert "; last tiny_pendulum/persistence/0 (" in out
     assert "nrmse" in out
     assert "failed: tiny_failing/diverging/0: FitDiverged: the loss is" in out
     assert "1 of 4 cases failed" in err  # the truth of both scenarios is one case
@@ -373,6 +375,7 @@ def test_interrupted_it_says_how_to_go_on_and_leaves_nobody_behind(tmp_path, mon
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command goes on from there" in err
+    assert f"to go on: python -m worldsim run {scenario} --out " in err
     assert "Traceback" not in err
     assert waited(lambda: not alive(child), 30)
 
@@ -392,3 +395,15 @@ def alive(pid):
     except ProcessLookupError:
         return False
     return True
+
+
+@pytest.mark.parametrize(("text", "size"), [("4GB", 4 * 10**9), ("1.5 gib", 3 * 2**29), ("300MB", 3 * 10**8)])
+def test_a_size_has_a_unit(text, size):
+    assert MemorySize().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("text", ["4", "GB", "0GB", "-1GB", "4 parsecs"])
+def test_what_is_no_size_is_refused(cli, text):
+    code, _, err = cli("run", SCENARIO, "--memory", text)
+    assert code == 2
+    assert "such as 4GB" in err

@@ -307,7 +307,7 @@ def main():
 if __name__ == "__main__":
     try:
         main.main([], standalone_mode=False, obj=("run", "a b.yaml"))
-    except KeyboardInterrupt:
+    except click.Abort:
         sys.exit(130)
 """
 
