@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from multiprocessing import connection
 from pathlib import Path
@@ -71,26 +72,33 @@ Watch = Callable[[int, Any, str], None]
 """Called with the number of a child, its item, and what it says of it ("" as it begins)."""
 
 
-class Crew:
-    """Up to ``workers`` children that call ``work(item, say)``, each after one ``prepare()``.
+def undivided(item: Any) -> tuple[Any, Any]:
+    """For items that have nothing in common."""
+    return None, item
 
-    ``timeout`` in seconds and ``memory`` in bytes of the resident set, of the whole child, limit each item;
-    both functions must be importable in a new process. Raises WorldsimError where memory cannot be watched.
+
+class Crew:
+    """Up to ``workers`` children that call ``work(common, own, say)``, where ``work`` is what ``prepare()``,
+    called once in each and importable there, has given; ``common, own`` is ``parts(item)``.
+
+    ``common`` is sent only when it is another object than that of the child's last item. ``timeout`` in
+    seconds and ``memory`` in bytes of the resident set, of the whole child, limit each item. Raises
+    WorldsimError where memory cannot be watched.
     """
 
     def __init__(
         self,
         workers: int,
-        prepare: Callable[[], object],
-        work: Work,
+        prepare: Callable[[], Work],
         timeout: float | None = None,
         memory: int | None = None,
+        parts: Callable[[Any], tuple[Any, Any]] = undivided,
     ) -> None:
         if memory is not None and not Path("/proc/self/statm").exists():
             raise WorldsimError("this system has no /proc, so no limit of memory can be kept; leave it out")
         self.workers = workers
         self.prepare = prepare
-        self.work = work
+        self.parts = parts
         self.timeout = timeout
         self.memory = memory
         self.end = float("inf")
@@ -115,7 +123,7 @@ class Crew:
                 for number, child in crew.items():
                     if todo and child.is_idle:
                         watch(number, todo[0], "")
-                        child.give(todo.popleft())
+                        child.give(todo[0], *self.parts(todo.popleft()))
                         todo.extend(islice(waiting, 1))
                 connection.wait([end for child in crew.values() for end in child.ends], TICK)
                 for number in list(crew):
@@ -136,12 +144,12 @@ class Crew:
         """As many as there is work for. A child that holds on to memory makes room for a new one: what was
         computed before must not decide the next item's fate."""
         for number, child in list(crew.items()):
-            if child.is_idle and self.memory and 2 * child.resident() > self.memory + child.fresh:
+            if child.is_idle and child.holds_on_to(self.memory):
                 crew.pop(number).kill()
         free = sum(child.item is None for child in crew.values())
         for number in range(self.workers):
             if number not in crew and free < todo:
-                crew[number] = Child(self.prepare, self.work)
+                crew[number] = Child(self.prepare)
                 free += 1
 
     def _heard(self, number: int, crew: dict[int, Child], watch: Watch) -> Iterator[Returned | Died]:
@@ -182,28 +190,33 @@ class Crew:
         """Why a child is gone, or has to go; None where all is well."""
         if child.gone:
             return death(child)
-        limit = self.timeout if child.ready else START_SECONDS
-        if limit and not child.is_idle and child.seconds > limit:
-            log, place = tail(child.log), child.dump()
-            message = f"timeout: the case took more than {limit:g} s"
-            return Died(child.item, "timeout", message, child.seconds, log, traceback=place)
-        if self.memory and child.ready and (held := child.resident()) > self.memory:
+        log = partial(tail, child.log)
+        if not child.ready:
+            message = f"timeout: a worker was not ready after {START_SECONDS:g} s"
+            late = child.seconds > START_SECONDS
+            return Died(None, "timeout", message, child.seconds, log()) if late else None
+        if child.item is None:
+            return None
+        if self.timeout and (spent := child.seconds) > self.timeout:
+            message = f"timeout: the case took more than {self.timeout:g} s"
+            return Died(child.item, "timeout", message, spent, log(), traceback=child.dump())
+        if self.memory and (held := child.resident()) > self.memory:
             message = (
                 f"oom: the worker held {size(held)} and may hold {size(self.memory)}, of which "
                 f"{size(child.fresh)} are its own before the first case"
             )
-            return Died(child.item, "oom", message, child.seconds, tail(child.log))
+            return Died(child.item, "oom", message, child.seconds, log())
         return None
 
 
 class Child:
     """One child, seen from its parent. ``item`` is what it is at, None when nothing."""
 
-    def __init__(self, prepare: Callable[[], object], work: Work) -> None:
+    def __init__(self, prepare: Callable[[], Work]) -> None:
         self.log, path = tempfile.mkstemp(prefix="worldsim-", suffix=".log")
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
-        arguments = (other, path, os.getpid(), prepare, work)
+        arguments = (other, path, os.getpid(), prepare)
         self.process = context.Process(target=serve, args=arguments, name="worldsim worker")
         try:
             self.process.start()
@@ -216,7 +229,8 @@ class Child:
         self.pid, self.path = self.process.pid, path
         self.ready = self.gone = False
         self.item: Any = None
-        self.fresh = 0
+        self.common: Any = None
+        self.fresh = self.items = 0
         self.begun = time.monotonic()
         self.killed_before = system_kills()
 
@@ -239,11 +253,17 @@ class Child:
             self.ready, self.fresh = True, self.resident()
         self.item = None
 
-    def give(self, item: Any) -> None:
+    def give(self, item: Any, common: Any, own: Any) -> None:
         os.ftruncate(self.log, 0)
         self.item, self.begun, self.killed_before = item, time.monotonic(), system_kills()
+        is_other = common is not self.common
+        self.common, self.items = common, self.items + 1
         with contextlib.suppress(OSError):  # it died while idle; ``messages`` will find out
-            self.pipe.send(item)
+            self.pipe.send((is_other, common if is_other else None, own))
+
+    def holds_on_to(self, memory: int | None) -> bool:
+        """Whether what it has computed before leaves less than half of ``memory`` for the next item."""
+        return bool(memory and self.items and 2 * self.resident() > memory + self.fresh)
 
     def messages(self) -> Iterator[Any]:
         """All that it has sent; then ``gone`` says whether it has ended."""
@@ -280,7 +300,7 @@ class Child:
         with contextlib.suppress(OSError):
             os.killpg(self.pid, signal.SIGKILL)
         self.process.kill()
-        self.process.join()
+        self.process.join(LEAVE_SECONDS)  # not for ever: a dead disk keeps even what was killed
         self.pipe.close()
         os.close(self.log)
         Path(self.path).unlink(missing_ok=True)  # where it ended before it had opened it

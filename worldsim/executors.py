@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -98,16 +98,22 @@ class Executor(Protocol):
         """Give back what was taken for longer than one ``run``; nothing is under way."""
 
 
-def compute(task: Task, say: Say | None = None, log: Callable[[], str] | None = None) -> Receipt:
+def compute(
+    task: Task,
+    say: Say | None = None,
+    log: Callable[[], str] | None = None,
+    scenario: Scenario | None = None,
+) -> Receipt:
     """One task, in whatever process this is: the worker loads plugins and reads the scenario itself.
 
-    ``say`` is told how far a fit is; ``log`` gives the end of what this process has written in this case.
+    ``say`` is told how far a fit is; ``log`` gives the end of what this process has written in this case;
+    ``scenario`` is the task's where it has been read before.
     """
     from worldsim.run import run_case
     from worldsim.scenario import Case
 
     begun = time.process_time()
-    scenario = _scenario(task)
+    scenario = scenario or read_scenario(task)
     case, store = Case(scenario, task.model, task.seed, task.device, task.dtype), Store(Path(task.root))
     if task.key and case.key != task.key:
         return failed(task, "the code of a plugin changed since the plan was made; run again")
@@ -115,7 +121,8 @@ def compute(task: Task, say: Say | None = None, log: Callable[[], str] | None = 
         return run_case(case, store, task.train, log, begun)
 
 
-def _scenario(task: Task) -> Scenario:
+def read_scenario(task: Task) -> Scenario:
+    """The scenario of a task, which many tasks share."""
     files = tuple(map(Path, task.plugins))
     return _read(json.dumps(dict(task.document)), task.scenario, files, os.environ.get("WORLDSIM_PLUGINS"))
 
@@ -200,8 +207,8 @@ class Local:
     def run(self, tasks: Sequence[Task], watch: Watch = unwatched) -> Generator[Receipt]:
         if not tasks or self.cancelled:
             return
-        prepare = partial(_prepared, tasks[0].plugins)
-        self.crew = Crew(min(self.workers, len(tasks)), prepare, _supervised, self.timeout, self.memory)
+        prepare = partial(Supervised, tasks[0].plugins)
+        self.crew = Crew(min(self.workers, len(tasks)), prepare, self.timeout, self.memory, divided)
 
         def seen(number: int, task: Task, text: str) -> None:
             watch(Progress(str(number + 1), task.label, text))
@@ -225,19 +232,30 @@ class Local:
         """Children live no longer than one ``run``."""
 
 
-def _prepared(plugins: Sequence[str]) -> None:
-    """Import what every case needs, so that no case's time is spent on it."""
-    import torch
-
-    import worldsim.run
-    from worldsim.plugins import registry
-
-    torch.set_num_threads(1)
-    _ = registry(tuple(map(Path, plugins))).tables, worldsim.run
+def divided(task: Task) -> tuple[Mapping[str, Any], Task]:
+    """The document, which the tasks of a scenario share, and the rest."""
+    return task.document, replace(task, document={})
 
 
-def _supervised(task: Task, say: Say) -> Receipt:
-    return compute(task, say, own_tail)
+class Supervised:
+    """What a child of ``Local`` does; made when it has imported what every case needs, so that no case's time
+    is spent on it."""
+
+    def __init__(self, plugins: Sequence[str]) -> None:
+        import torch
+
+        import worldsim.run
+        from worldsim.plugins import registry
+
+        torch.set_num_threads(1)
+        _ = registry(tuple(map(Path, plugins))).tables, worldsim.run
+        self.document: Mapping[str, Any] | None = None
+        self.scenario: Scenario | None = None
+
+    def __call__(self, document: Mapping[str, Any], task: Task, say: Say) -> Receipt:
+        if document is not self.document:
+            self.document, self.scenario = document, read_scenario(replace(task, document=document))
+        return compute(task, say, own_tail, self.scenario)
 
 
 def carry_out(

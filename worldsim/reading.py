@@ -180,12 +180,15 @@ class Reader:
                 ("seeds",), f"expected a list of integers, found {value!r}", "for example seeds: [0, 1, 2]"
             )
             return []
+        seen: set[int] = set()
         for index, seed in enumerate(value):
             if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
                 self.problem(("seeds", index), f"expected an integer from 0 to 2147483647, found {seed!r}",
                              "for example seeds: [0, 1, 2]")  # fmt: skip
-            elif seed in value[:index]:
+            elif seed in seen:
                 self.problem(("seeds", index), f"seed {seed} is listed twice", "take one of them out")
+            else:
+                seen.add(seed)
         return [seed for seed in value if isinstance(seed, int)]
 
     def tags(self) -> tuple[str, ...]:

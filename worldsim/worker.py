@@ -29,11 +29,12 @@ DUMP = signal.SIGUSR2
 PR_SET_PDEATHSIG, LINE_BUFFERED = 1, 1
 
 Say = Callable[[str], None]
-Work = Callable[[Any, Say], Any]
+Work = Callable[[Any, Any, Say], Any]
+"""``work(common, own, say)``: an item comes in two parts, and the first only when it is another one."""
 
 
-def serve(pipe: Connection, log: str, parent: int, prepare: Callable[[], object], work: Work) -> None:
-    """``work`` on the items that come through ``pipe``, until None comes.
+def serve(pipe: Connection, log: str, parent: int, prepare: Callable[[], Work]) -> None:
+    """Call what ``prepare`` gives for the items that come through ``pipe``, until None comes.
 
     ``prepare`` is called once, before the first item's clock runs. Standard output and error go to the file
     ``log``.
@@ -44,15 +45,18 @@ def serve(pipe: Connection, log: str, parent: int, prepare: Callable[[], object]
         os.environ.setdefault(threads, "1")
     items: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=listen, args=(pipe, items), daemon=True).start()
-    prepare()
+    work = prepare()
     pipe.send((READY,))
+    common = None
     while (item := items.get()) is not None:
-        answer(pipe, work, item)
+        is_other, given, own = item
+        common = given if is_other else common
+        answer(pipe, work, common, own)
 
 
-def answer(pipe: Connection, work: Work, item: Any) -> None:
+def answer(pipe: Connection, work: Work, common: Any, own: Any) -> None:
     try:
-        value = work(item, lambda text: pipe.send((SAYS, text)))
+        value = work(common, own, lambda text: pipe.send((SAYS, text)))
         flush()
         pipe.send((RETURNED, value))
     except BaseException as error:  # a plugin may raise what it likes, and the next case shall run
@@ -67,13 +71,19 @@ def leave_with(parent: int) -> None:
     and what the parent kills as a whole.
     """
     os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, left_to_the_parent)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def left_to_the_parent(number: int, frame: Any) -> None:
+    """What a scheduler sends to every process of a job: the parent hears it too, and gives a case its time.
+
+    A handler, since programs that a plugin starts would inherit that a signal is ignored.
+    """
 
 
 def listen(pipe: Connection, items: SimpleQueue[Any]) -> None:

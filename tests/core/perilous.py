@@ -9,8 +9,8 @@ import threading
 import time
 
 
-def nothing():
-    """For children that need no preparation."""
+def prepared():
+    return work
 
 
 def dies():
@@ -18,9 +18,18 @@ def dies():
     os._exit(3)
 
 
-def work(item, say):
+def work(common, item, say):
     what, *more = item
-    return globals()[what](say, *more)
+    return globals()[what](say, *more, **({"common": common} if what == "whose" else {}))
+
+
+def whose(say, number, common):
+    """Whether the common part is the object of the item before."""
+    before, LAST[0] = LAST[0], common
+    return common["name"], common is before
+
+
+LAST = [None]
 
 
 def double(say, number):

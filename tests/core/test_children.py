@@ -16,7 +16,7 @@ from worldsim.errors import WorldsimError
 
 def outcomes(items, workers=1, watch=lambda *seen: None, **limits):
     """Item -> what became of it."""
-    crew = Crew(workers, perilous.nothing, perilous.work, **limits)
+    crew = Crew(workers, perilous.prepared, **limits)
     return {outcome.item: outcome for outcome in crew.map(items, watch)}
 
 
@@ -95,15 +95,30 @@ def test_memory_is_limited_and_the_next_case_starts_afresh():
     assert found["double", 1].value == 2
 
 
+def test_less_memory_than_a_child_needs_by_itself_is_called_so(tmp_path):
+    item = ("sleeps", str(tmp_path / "mark"))
+    death = outcomes([item], memory=10**6)[item]
+    assert death.kind == "oom"
+    assert "may hold 1 MB, of which" in death.message
+
+
+def test_what_items_have_in_common_is_sent_once():
+    one, other = {"name": "one"}, {"name": "other"}
+    items = [(one, ("whose", 1)), (one, ("whose", 2)), (other, ("whose", 3)), (one, ("whose", 4))]
+    crew = Crew(1, perilous.prepared, parts=lambda item: item)
+    found = [outcome.value for outcome in crew.map(items, lambda *seen: None)]
+    assert found == [("one", False), ("one", True), ("other", False), ("one", False)]
+
+
 def test_children_that_cannot_begin_end_the_run_with_what_they_said():
-    crew = Crew(1, perilous.dies, perilous.work)
+    crew = Crew(1, perilous.dies)
     with pytest.raises(WorldsimError, match=r"exit code 3[^$]*cannot begin"):
         list(crew.map([("double", 1)], lambda *seen: None))
 
 
 def test_closing_kills_what_is_under_way_and_what_it_started(tmp_path):
     mark = tmp_path / "mark"
-    crew = Crew(2, perilous.nothing, perilous.work)
+    crew = Crew(2, perilous.prepared)
     running = crew.map([("has_a_process", str(mark)), ("double", 1)], lambda *seen: None)
     assert next(running).value == 2
     assert waited(mark.exists)
@@ -114,7 +129,7 @@ def test_closing_kills_what_is_under_way_and_what_it_started(tmp_path):
 
 def test_stopping_begins_nothing_more_and_ends_in_time(tmp_path):
     mark = tmp_path / "mark"
-    crew = Crew(1, perilous.nothing, perilous.work)
+    crew = Crew(1, perilous.prepared)
     items = [("double", 1), ("sleeps", str(mark)), ("double", 2)]
     found = []
     for outcome in crew.map(items, lambda number, item, text: item[0] == "sleeps" and crew.stop(0.2)):
@@ -123,7 +138,7 @@ def test_stopping_begins_nothing_more_and_ends_in_time(tmp_path):
 
 
 def test_an_item_is_finished_within_the_grace():
-    crew = Crew(1, perilous.nothing, perilous.work)
+    crew = Crew(1, perilous.prepared)
     items = [("double", 1), ("double", 2)]
     running = crew.map(items, lambda number, item, text: crew.stop(60.0))
     assert [outcome.value for outcome in running] == [2]
@@ -142,7 +157,7 @@ def test_nobody_outlives_a_parent_that_was_killed(tmp_path):
 
         if __name__ == "__main__":
             items = [("hangs_in_c",), ("sleeps", {str(mark)!r})]
-            list(Crew(2, perilous.nothing, perilous.work).map(items, lambda *seen: None))
+            list(Crew(2, perilous.prepared).map(items, lambda *seen: None))
         """),
         encoding="utf-8",
     )

@@ -291,7 +291,7 @@ from worldsim.children import Crew
 from worldsim.cli.following import followed
 
 class Executor:
-    crew = Crew(2, perilous.nothing, perilous.work)
+    crew = Crew(2, perilous.prepared)
     def cancel(self):
         self.crew.stop({grace})
     def close(self):
