@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -220,7 +220,8 @@ class Local:
                     yield failed(told.pop("item"), **told)
                     continue
                 if outcome.value.status != "failed":  # of one that failed it is kept with the failure
-                    print(outcome.log, end="", flush=True)
+                    with suppress(BrokenPipeError):  # the reader of what cases say has gone; they go on
+                        print(outcome.log, end="", flush=True)
                 yield outcome.value
 
     def cancel(self) -> None:

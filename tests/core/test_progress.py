@@ -1,6 +1,7 @@
 """What is shown of a batch while it goes on: on a terminal, and in a log."""
 
 import io
+import subprocess
 import sys
 
 import pytest
@@ -39,6 +40,24 @@ def test_a_log_is_told_of_a_long_case(capsys, monkeypatch):
         lines.thread.join(30)
     assert said[0].startswith("[0/2] none done, ")
     assert said[-1].endswith("; at tiny/ode/0 step 3 of 9")
+
+
+def test_a_batch_goes_on_when_the_reader_of_its_log_has_gone():
+    script = (
+        "import sys\nfrom types import SimpleNamespace as Receipt\n"
+        "from worldsim.cli.progress import Lines\n"
+        "sys.stdin.readline()\n"
+        "with Lines(2) as lines:\n"
+        "    for _ in range(2):\n"
+        "        lines.finished(Receipt(label='a', status='failed', message='boom', seconds=1.0))\n"
+        "sys.exit(lines.count)\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", script], text=True, **pipes)
+    process.stdout.close()
+    process.stdout = None
+    _, err = process.communicate("go\n", timeout=60)
+    assert (process.returncode, err) == (2, "")
 
 
 def test_what_is_left_is_told_from_what_was_spent():

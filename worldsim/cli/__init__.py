@@ -6,7 +6,6 @@ and each command imports what it needs when it runs.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from worldsim import __version__
+from worldsim.cli.terminal import speak_to_nobody
 from worldsim.errors import DeviceError, WorldsimError, did_you_mean
 
 DONE, SOME_FAILED, USAGE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -92,7 +92,7 @@ def exit_code(arguments: Sequence[str]) -> int:
         click.echo("interrupted", err=True)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe has gone: nobody to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        speak_to_nobody()
         return DONE
     except DeviceError as error:
         click.echo(str(error), err=True)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from worldsim.cli.terminal import speak_to_nobody
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress as Bars
@@ -60,7 +62,7 @@ class Lines:
         self.counts[receipt.status] = self.counts.get(receipt.status, 0) + 1
         self.last = f"{receipt.label} ({receipt.seconds:.1f} s)"
         if receipt.message:
-            click.echo(complaint(receipt))
+            tell(complaint(receipt))
 
     def working(self, progress: Progress) -> None:
         self.now = " ".join(filter(None, (progress.label, progress.text)))
@@ -76,7 +78,7 @@ class Lines:
 
     def say(self) -> None:
         self.told, self.spoke = self.count, time.monotonic()
-        click.echo(self.line())
+        tell(self.line())
 
     def _speak(self) -> None:
         while not self.over.wait(LINE_SECONDS):
@@ -92,6 +94,14 @@ class Lines:
         self.thread.join()
         if self.count > self.told and self.count:
             self.say()
+
+
+def tell(line: str) -> None:
+    """A batch goes on when the reader of its log has gone, as after ``| head``."""
+    try:
+        click.echo(line)
+    except BrokenPipeError:
+        speak_to_nobody()
 
 
 class Rows:

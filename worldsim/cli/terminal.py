@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -168,6 +169,11 @@ def print_failures(results: Results) -> int:
         if entry not in failed and (words := flag(results.store, entry.key)):
             click.echo(f"warning: {entry.label}: {words}")
     return len(failed)
+
+
+def speak_to_nobody() -> None:
+    """The reader of standard output has gone: what else is said there is lost, and no error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(message: str, code: int) -> NoReturn:
