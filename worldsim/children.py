@@ -160,6 +160,8 @@ class Crew:
             if message == READY:
                 self.deaths = 0
                 child.rest()
+            elif item is None:
+                continue  # a thread that an item left behind still speaks
             elif message == SAYS:
                 watch(number, item, more[0])
             else:
