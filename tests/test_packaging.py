@@ -85,7 +85,7 @@ def test_a_scenario_runs_on_a_strangers_world(python, tmp_path):
         python, "run", THIRD_PARTY / "spring.yaml", "--out", tmp_path, "--workers", 0, "--no-report"
     )
     assert done.returncode == 0, done.stderr
-    assert "done spring/small/0" in done.stdout
+    assert "[2/2] 2 done" in done.stdout
     assert "nrmse" in done.stdout
     assert "warning: plugin raises (raises-at-import 0.1)" in done.stderr
     assert len(list(tmp_path.glob("runs/*/*.zarr.zip"))) == 2

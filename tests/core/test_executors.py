@@ -10,8 +10,10 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import worldsim
 from worldsim import failures
@@ -194,6 +196,16 @@ def test_a_truth_that_is_not_finite_fails_the_case(tmp_path):
     assert (
         "of the truth are not finite in 1 of 4 trajectories of odd, first at frame 2" in document["message"]
     )
+
+
+def test_what_follows_a_ragged_end_may_be_anything():
+    states = np.zeros((2, 1, 4, 1))
+    states[0, 0, 3] = np.nan
+    whole = xr.Dataset({"state": (("trajectory", "draw", "time", "component"), states)})
+    ends = whole.assign(length=(("trajectory",), np.array([3, 4])))
+    tokens = whole.fillna(0).astype(np.int64)
+    found = failures.not_finite({"whole": whole, "ends": ends, "tokens": tokens})
+    assert found == {"whole": {"trajectories": 1, "of": 2, "first_frame": 3}}
 
 
 @pytest.mark.parametrize(
