@@ -56,8 +56,8 @@ def attempts(store: Store, key: str) -> int:
     """How often a case has failed, as far as it is known."""
     try:
         return int((store.open_failure(key) or {}).get("attempts", 0))
-    except ValueError:
-        return 0  # a torn document
+    except (ValueError, TypeError):
+        return 0  # a torn document, or another's
 
 
 def kind_of(error: BaseException) -> str:
