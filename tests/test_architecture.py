@@ -21,10 +21,9 @@ LAYERS = [
     "executors run build results tables composed comparing xarray_backend",
     "failures",
     "quick",
-    "selection index",
-    "plan_files",
-    "fit score store scenario reading schema truth trees wrapped constrained baselines provenance costs",
-    "sweeps",
+    "fit score store archive scenario reading schema truth trees wrapped constrained baselines provenance costs",  # noqa: E501
+    "untrusted seals",
+    "files",
     "plugins params component_schema",
     "strict_model param_errors components signatures strict_yaml yaml_nodes yaml_scalars yaml_syntax seeds",
     "mechanisms",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from worldsim.errors import Problem, ScenarioError, WorldsimError, did_you_mean
 from worldsim.executors import InProcess, Local, Task, carry_out
 from worldsim.results import Results, write_plan
+from worldsim.store import Store
 
 if TYPE_CHECKING:
     from worldsim.executors import Executor, Watch
@@ -102,6 +103,7 @@ def run(
     cases = [c for s in scenarios for c in s.cases(device=device, dtype=dtype)]
     refuse_unknown(cases, models, seeds)
     root = Path(out)
+    Store(root).clear_parts()
     write_plan(root, scenarios, cases)
     asked = [case for case in cases if wanted(case, models, seeds)]
     chosen = [task_of(case, root, plugins) for case in in_turn(asked)]

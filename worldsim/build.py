@@ -95,7 +95,11 @@ def has_weights(case: Case, model: Any, store: Store) -> bool:
     saved = store.open_fit(case.fit_key)
     if saved is None or saved[1].get("finished") != "yes":
         return False
-    model.load_state_dict(saved[0])
+    try:
+        model.load_state_dict(saved[0])
+    except (RuntimeError, KeyError) as error:
+        path = store.fit_path(case.fit_key)
+        raise ResultError(f"{path} holds no weights of {case.label} ({error}); delete it") from None
     return True
 
 

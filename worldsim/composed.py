@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from worldsim.errors import ResultError
 from worldsim.results import Results, Row
 from worldsim.store import provenance_of
 
@@ -150,8 +152,9 @@ class _Table:
             if (entry.scenario, entry.model) == (self.scenario, model) and self.results.store.has_run(
                 entry.key
             ):
-                kept = provenance_of(self.results.store.run_path(entry.key))
-                spent.append(kept.get("rollout_cpu_seconds", {}).get(self.split, math.nan))
+                with suppress(ResultError, AttributeError):  # a file that is damaged, or a stranger's
+                    kept = provenance_of(self.results.store.run_path(entry.key))
+                    spent.append(float(kept.get("rollout_cpu_seconds", {}).get(self.split, math.nan)))
         return min(spent, default=math.nan)
 
     def reason(self, model: str) -> str:

@@ -39,7 +39,8 @@ def orphan_files(results: Results, plugins: Sequence[Path] = ()) -> list[Path]:
     if fits is not None:
         needed |= fits
         patterns.append("fits/*.safetensors")
-    return sorted({file for pattern in patterns for file in results.root.glob(pattern)} - needed)
+    found = {file for pattern in patterns for file in results.root.glob(pattern)} - needed
+    return sorted(file for file in found if not store.leads_out(file))
 
 
 def _fit_paths(results: Results, plugins: Sequence[Path]) -> set[Path] | None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from worldsim.errors import NotMeasurable, PluginError, WorldsimError
+from worldsim.files import is_file
 from worldsim.params import Component
 from worldsim.protocols import Constraint, JudgesModels, Metric, Model, Score, System, Trajectory
 from worldsim.scenario import Case, digest
@@ -73,7 +74,7 @@ def scored_parts(case: Case) -> list[ScoredPart]:
 
 def is_scored(case: Case, store: Store) -> bool:
     """Whether every score of ``case`` is kept."""
-    return all(store.score_path(case.key, part.key).is_file() for part in scored_parts(case))
+    return all(is_file(store.score_path(case.key, part.key)) for part in scored_parts(case))
 
 
 def score_with(

@@ -24,6 +24,7 @@ EXTRAS = {
     "topology": ("gudhi",),
     "data": ("sklearn",),
     "vision": ("cv2",),
+    "export": ("h5netcdf", "h5py"),
     "docs": ("sphinx", "myst_parser", "furo"),
     "test": ("pytest", "hypothesis"),
     "lint": ("ruff", "mypy"),
@@ -217,7 +218,7 @@ def _extras() -> str:
 def _disk(out: Path) -> str:
     from shutil import disk_usage
 
-    from worldsim.cli.running import refuse_unwritable
+    from worldsim.files import refuse_unwritable
 
     existed = out.is_dir()
     refuse_unwritable(out)

@@ -110,8 +110,8 @@ def run(
     from worldsim import batch
     from worldsim.build import checked_device
     from worldsim.cli import SOME_FAILED
-    from worldsim.cli.following import followed
-    from worldsim.executors import InProcess, Local
+    from worldsim.cli.progress import progress
+    from worldsim.store import Store
 
     workers = cores() if workers is None else workers
     for option, limit in (("--timeout", timeout), ("--memory", memory)):
@@ -121,13 +121,8 @@ def run(
     known = known_plugins(plugins)
     scenarios = hastened(batch.read_scenarios(targets, plugins), quick)
     warn_about(known)
-    checked_device(device)
-    plan = make_plan(scenarios, out, only, device=device, dtype=dtype, shard=shard)
-    if dry_run:
-        print_plan(plan)
-        return
-    refuse_unwritable(out)
-    todo = len(batch.tasks(plan, plugins))
+    todo = [case for case, state in planned(scenarios, out, models, seeds, device, dtype) if state != "kept"]
+    Store(out).refuse_unwritable()
     if not todo:
         click.echo("nothing to compute: every case is kept")
     with followed(executor, len(todo)) as follower:
@@ -158,14 +153,6 @@ def hastened(scenarios: Sequence[Scenario], quick: bool) -> list[Scenario]:
     from worldsim.quick import first_look
 
     return [first_look(each) if quick else each for each in scenarios]
-
-
-def refuse_unwritable(folder: Path) -> None:
-    """Raise OSError before anything is computed, not after."""
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".writable.{os.getpid()}"
-    probe.touch()
-    probe.unlink()
 
 
 def report_or_hint(results: Results, path: Path) -> None:
