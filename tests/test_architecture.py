@@ -18,8 +18,8 @@ LAYERS = [
     "cli __main__",
     "testing",
     "report batch rescoring leftovers",
-    "executors run build results tables composed comparing xarray_backend",
-    "failures",
+    "verifying export",
+    "executors run build results tables composed comparing xarray_backend compacting stacking",
     "quick",
     "fit score store archive scenario reading schema truth trees wrapped constrained baselines provenance costs",  # noqa: E501
     "untrusted seals",

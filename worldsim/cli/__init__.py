@@ -32,6 +32,7 @@ COMMANDS = {
     "compare": "scoring",
     "report": "kept",
     "clean": "kept",
+    "verify": "keeping",
     "plugins": "installed",
     "schema": "installed",
     "doctor": "installed",

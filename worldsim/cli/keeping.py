@@ -1,0 +1,39 @@
+"""``verify``: what is kept is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from worldsim.cli.terminal import fail, plural, results_folder
+
+
+@click.command()
+@results_folder
+@click.option("--delete", is_flag=True, help="Move damaged files aside, into RESULTS/damaged.")
+def verify(results: Path, delete: bool) -> None:
+    """Read every kept file, and name those that are damaged or not what their name says.
+
+    With --delete they are moved aside, and run computes them again.
+    """
+    from worldsim.cli import SOME_FAILED
+    from worldsim.verifying import move_aside
+    from worldsim.verifying import verify as look
+
+    found = look(results)
+    for damage in found.damaged:
+        click.echo(f"damaged: {damage.path}: {damage.reason}")
+    said = f"{plural(len(found.damaged), 'damaged file')} of {found.files}"
+    if found.unsealed:
+        said += f"; {found.unsealed} of earlier versions have no checksum of their own"
+    if found.parts:
+        said += f"; {plural(len(found.parts), 'unfinished write')}, which the next run deletes"
+    click.echo(said)
+    if not found.damaged:
+        return
+    if not delete:
+        fail("with --delete they are moved aside, and run computes them again", SOME_FAILED)
+    for path in move_aside(results, found.damaged):
+        click.echo(f"moved to {path}")
+    click.echo("run the scenarios again to compute what is missing now")
