@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +9,10 @@ import numpy as np
 import xarray as xr
 from xarray.backends import BackendEntrypoint
 
+from worldsim.stacking import FLAGS, STATUS, in_memory
+
 if TYPE_CHECKING:
     from worldsim.results import Results
-
-STATUS = {"done": 0, "unscored": 1, "failed": 2, "missing": 3}
 
 
 class WorldsimBackend(BackendEntrypoint):
@@ -35,12 +34,16 @@ class WorldsimBackend(BackendEntrypoint):
         return node.to_dataset()
 
     def open_datatree(self, filename_or_obj: Any, *, drop_variables: Any = None, **_: Any) -> xr.DataTree:
-        """Everything, loaded."""
+        """Everything, loaded; of a folder whose compacted store is current, read when it is asked for."""
+        from worldsim.archive import open_zip
+        from worldsim.compacting import is_current, open_compacted
         from worldsim.results import open_results
-        from worldsim.store import open_zip
 
         path = Path(filename_or_obj)
-        tree = open_results(path).tree() if path.is_dir() else open_zip(path)
+        if not path.is_dir():
+            tree = open_zip(path)
+        else:
+            tree = open_compacted(path) if is_current(path) else open_results(path).tree()
         dropped = drop_variables or []
         kept: xr.DataTree = tree.map_over_datasets(lambda ds: ds.drop_vars(dropped, errors="ignore"))
         return kept
@@ -66,24 +69,9 @@ def results_tree(results: Results) -> xr.DataTree:
         "/scores": scores(results),
     }
     for scenario in results.scenarios:
-        entries = [e for e in results.entries if e.scenario == scenario and results.store.has_run(e.key)]
-        for split, parts in _by_split(results, entries).items():
-            groups[f"/{scenario}/{split}"] = _stacked(parts)
+        for split, data in in_memory(results, scenario).items():
+            groups[f"/{scenario}/{split}"] = data
     return xr.DataTree.from_dict(groups)
-
-
-def _by_split(results: Results, entries: Iterable[Any]) -> dict[str, list[xr.Dataset]]:
-    parts: dict[str, list[xr.Dataset]] = {}
-    for entry in entries:
-        for split, node in results.store.open_run(entry.key).children.items():
-            labelled = node.to_dataset().expand_dims(model=[entry.model], seed=[entry.seed])
-            parts.setdefault(split, []).append(labelled)
-    return parts
-
-
-def _stacked(parts: list[xr.Dataset]) -> xr.Dataset:
-    """One block over (model, seed); a baseline exists at seed 0 alone, and is NaN at the others."""
-    return xr.combine_by_coords(parts, combine_attrs="drop_conflicts", join="outer", compat="no_conflicts")  # type: ignore[return-value]
 
 
 def scores(results: Results) -> xr.Dataset:
@@ -93,10 +81,11 @@ def scores(results: Results) -> xr.Dataset:
     seeds = sorted({entry.seed for entry in results.entries})
     rows = [row for row in results.rows() if not row.score.dims]
     names = sorted({f"{row.split}/{row.name}" for row in rows})
-    index = {
+    index: dict[str, dict[Any, int]] = {
         "scenario": {n: i for i, n in enumerate(scenarios)},
         "model": {n: i for i, n in enumerate(models)},
         "score": {n: i for i, n in enumerate(names)},
+        "seed": {n: i for i, n in enumerate(seeds)},
     }
     shape = (len(scenarios), len(models), len(seeds), len(names))
     arrays = {key: np.full(shape, np.nan) for key in ("value", "floor", "low", "high")}
@@ -104,7 +93,7 @@ def scores(results: Results) -> xr.Dataset:
         at = (
             index["scenario"][row.scenario],
             index["model"][row.model],
-            seeds.index(row.seed),
+            index["seed"][row.seed],
             index["score"][f"{row.split}/{row.name}"],
         )
         low, high = row.score.interval or (np.nan, np.nan)
@@ -113,11 +102,10 @@ def scores(results: Results) -> xr.Dataset:
             arrays[key][at] = value
     status = np.full(shape[:3], STATUS["missing"], dtype=np.int8)
     for entry in results.entries:
-        at3 = (index["scenario"][entry.scenario], index["model"][entry.model], seeds.index(entry.seed))
+        at3 = (index["scenario"][entry.scenario], index["model"][entry.model], index["seed"][entry.seed])
         status[at3] = STATUS[results.status(entry)]
     dims = ("scenario", "model", "seed", "score")
     data: dict[str, Any] = {key: (dims, value) for key, value in arrays.items()}
-    flags = {"flag_values": list(STATUS.values()), "flag_meanings": " ".join(STATUS)}
-    data["status"] = (dims[:3], status, flags)
+    data["status"] = (dims[:3], status, FLAGS)
     coords = {"scenario": scenarios, "model": models, "seed": seeds, "score": names}
     return xr.Dataset(data, coords=coords)

@@ -33,6 +33,7 @@ COMMANDS = {
     "report": "kept",
     "clean": "kept",
     "verify": "keeping",
+    "compact": "keeping",
     "plugins": "installed",
     "schema": "installed",
     "doctor": "installed",

@@ -1,4 +1,4 @@
-"""``verify``: what is kept is whole."""
+"""``verify`` and ``compact``: what is kept is whole, and in one piece."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from worldsim.cli.terminal import fail, plural, results_folder
+from worldsim.cli.terminal import fail, opened, plural, results_folder
 
 
 @click.command()
@@ -37,3 +37,16 @@ def verify(results: Path, delete: bool) -> None:
     for path in move_aside(results, found.damaged):
         click.echo(f"moved to {path}")
     click.echo("run the scenarios again to compute what is missing now")
+
+
+@click.command()
+@results_folder
+def compact(results: Path) -> None:
+    """Write all rollouts and scores into one Zarr store, RESULTS/dataset.zarr, that opens at once.
+
+    The files stay the truth. Where nothing has changed since the last time, nothing is done.
+    """
+    from worldsim.compacting import compact as write
+
+    path, written = write(opened(results))
+    click.echo(f"{path}: " + ("written" if written else "nothing to do, it holds all that is kept"))
