@@ -34,6 +34,7 @@ COMMANDS = {
     "clean": "kept",
     "verify": "keeping",
     "compact": "keeping",
+    "export": "keeping",
     "plugins": "installed",
     "schema": "installed",
     "doctor": "installed",

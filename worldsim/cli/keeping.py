@@ -1,4 +1,4 @@
-"""``verify`` and ``compact``: what is kept is whole, and in one piece."""
+"""``verify``, ``compact`` and ``export``: what is kept is whole, in one piece, and for other programs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from worldsim.cli.terminal import fail, opened, plural, results_folder
+from worldsim.cli.terminal import fail, opened, plugin_files, plural, results_folder
 
 
 @click.command()
@@ -50,3 +50,30 @@ def compact(results: Path) -> None:
 
     path, written = write(opened(results))
     click.echo(f"{path}: " + ("written" if written else "nothing to do, it holds all that is kept"))
+
+
+@click.command()
+@click.argument("results", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    "form",
+    required=True,
+    type=click.Choice(["netcdf", "zarr", "well", "minari"]),
+    help="The format.",
+)
+@click.option(
+    "--scenario", "scenarios", multiple=True, metavar="NAME", help="Only this scenario; repeatable."
+)
+@plugin_files
+def export(
+    results: Path, out: Path, form: str, scenarios: tuple[str, ...], plugins: tuple[Path, ...]
+) -> None:
+    """Write results for other programs: netCDF-4, Zarr, The Well's HDF5, or a Minari dataset.
+
+    The first two hold everything; The Well takes fields on a grid, and Minari systems with actions.
+    """
+    from worldsim.export import write
+
+    for path in write(opened(results), form, out, scenarios, plugins):
+        click.echo(f"written: {path}")
