@@ -22,7 +22,7 @@ import numpy as np
 import xarray as xr
 
 from worldsim.errors import ResultError
-from worldsim.files import HOST, content, flush, flush_folder, told, write_text
+from worldsim.files import HOST, content, flush, flush_folder, is_left, told, write_text
 from worldsim.stacking import FLAGS, MASKED, Layout, Variable, arrays, described, fill, layouts
 from worldsim.trees import with_labels
 from worldsim.untrusted import MAX_PLAN, MAX_TEXT, plain_json
@@ -141,14 +141,16 @@ def _census(path: Path) -> dict[str, int]:
 
 def _clear(root: Path) -> None:
     """Delete what an earlier compaction left that was killed."""
-    for left in root.glob(f"{DATASET}.*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for part in root.glob(f"{DATASET}.*.part"):
+        if is_left(part):
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _swap(part: Path, path: Path) -> None:
     """Put ``part`` in the place of ``path``. A folder cannot be renamed over another: between the two renames
     there is none, and the files are read."""
     old = path.with_name(f"{DATASET}.old")
+    shutil.rmtree(old, ignore_errors=True)
     with suppress(FileNotFoundError):
         os.rename(path, old)
     os.rename(part, path)

@@ -197,13 +197,15 @@ def content(path: Path, limit: int | None = None) -> bytes:
 def stale_parts(root: Path) -> Iterator[Path]:
     """Halves of files in ``root`` whose writers are gone."""
     for folder, _, names in os.walk(root):
-        for name in names:
-            found = PART.search(name)
-            if found and _is_left(Path(folder, name), *found.groups()):
-                yield Path(folder, name)
+        yield from (Path(folder, name) for name in names if is_left(Path(folder, name)))
 
 
-def _is_left(part: Path, host: str | None, pid: str) -> bool:
+def is_left(part: Path) -> bool:
+    """Whether ``part`` is half of something whose writer is gone: its process, or a day without a change."""
+    found = PART.search(part.name)
+    if not found:
+        return False
+    host, pid = found.groups()
     if host == HOST and os.name != "nt":
         try:
             os.kill(int(pid), 0)

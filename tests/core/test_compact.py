@@ -169,6 +169,7 @@ def test_a_compaction_that_breaks_leaves_what_was_there(results, monkeypatch):
     assert sorted(p.name for p in results.root.iterdir()) == old
     left = results.root / f"{DATASET}.00000000.1.part"
     left.mkdir()
+    os.utime(left, (0, 0))
     monkeypatch.setattr(os, "rename", lambda a, b: pytest.fail("renamed"))
     with pytest.raises(ResultError):
         compact(type(results)(results.root))
