@@ -35,6 +35,8 @@ MAX_METADATA = 4 * 2**20
 
 MEMBER = re.compile(r"(?!.*(?:^|/)\.{1,2}(?:/|$))[^/\\\x00-\x1f][^\\\x00-\x1f]*")
 DTYPE = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)|complex(64|128)")
+LONGEST_TEXT = 4096
+"""Bytes of a label that is kept as an array."""
 CODECS = {"bytes", "zstd", "crc32c"}
 ZSTD = b"\x28\xb5\x2f\xfd"
 
@@ -217,24 +219,28 @@ def _above(name: str) -> Iterator[str]:
 
 def _array_sizes(about: Mapping[str, Any], name: str) -> tuple[int, int, int]:
     """(bytes of the array, bytes of a chunk, number of chunks). Raises ValueError for another layout."""
-    dtype, codecs = about["data_type"], [codec["name"] for codec in about["codecs"]]
-    if (
-        not isinstance(dtype, str)
-        or not DTYPE.fullmatch(dtype)
-        or sorted(codecs) != sorted(set(codecs) & CODECS)
-    ):
-        raise ValueError(
-            f"{name!r:.80} has dtype {dtype!r:.40} and codecs {codecs!r:.80}: results have others"
-        )
+    width, codecs = _width(about["data_type"]), [codec["name"] for codec in about["codecs"]]
+    if not width or sorted(codecs) != sorted(set(codecs) & CODECS):
+        said = f"dtype {about['data_type']!r:.40} and codecs {codecs!r:.80}"
+        raise ValueError(f"{name!r:.80} has {said}, as no result has")
     if about.get("storage_transformers") or about["chunk_grid"]["name"] != "regular":
         raise ValueError(f"{name!r:.80} is laid out as no result is")
     shape, chunk = about["shape"], about["chunk_grid"]["configuration"]["chunk_shape"]
     whole = all(type(n) is int and n >= 0 for n in [*shape, *chunk])
     if not whole or len(shape) != len(chunk) or len(shape) > 32 or 0 in chunk:
         raise ValueError(f"{name!r:.80} has the shape {shape!r:.80} in chunks {chunk!r:.80}")
-    width = int((re.search(r"\d+$", dtype) or ["8"])[0]) // 8
     count = math.prod(-(-n // c) for n, c in zip(shape, chunk))
     return math.prod(shape) * width, math.prod(chunk) * width, count
+
+
+def _width(dtype: Any) -> int:
+    """Bytes of one number, truth value or short text; 0 for any other type."""
+    if isinstance(dtype, str) and DTYPE.fullmatch(dtype):
+        return int((re.search(r"\d+$", dtype) or ["8"])[0]) // 8
+    if isinstance(dtype, dict) and dtype.get("name") == "fixed_length_utf32":
+        length = dtype["configuration"]["length_bytes"]
+        return length if type(length) is int and 0 < length <= LONGEST_TEXT else 0
+    return 0
 
 
 def unpacked_size(data: bytes) -> int:

@@ -15,8 +15,8 @@ from worldsim.files import content
 KEY = re.compile(r"[0-9a-f]{32}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What may name a scenario or a split."""
-LABEL = re.compile(r"[^\W_][^/\\\x00-\x1f\x7f]{0,199}")
-"""What may name a model: its label in the scenario, or what it is composed of."""
+LABEL = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
+"""What may label a model: text that is shown, escaped where it is, and names no file."""
 
 MEND = "move it aside with worldsim verify --delete, and run the scenarios again"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,17 @@ def test_states_that_are_no_fields_are_refused_by_the_well(tmp_path):
     with pytest.raises(ResultError, match="'pendulum' is none"):
         write(results, "well", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("label", ["../../escaped", "/escaped", ".hidden", "a\\b"])
+def test_a_label_of_a_stranger_names_no_folder_elsewhere(heat, tmp_path, label):
+    root = tmp_path / "kept"
+    shutil.copytree(heat.root, root)
+    plan = root / "plan.jsonl"
+    plan.write_text(plan.read_text().replace('"model": "still"', f'"model": {json.dumps(label)}'))
+    with pytest.raises(ResultError, match="cannot name a folder"):
+        write(worldsim.open_results(root), "well", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept"]
 
 
 def test_a_missing_library_says_what_to_install(made, tmp_path, monkeypatch):

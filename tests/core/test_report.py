@@ -126,11 +126,11 @@ def results(tmp_path_factory):
             key = f"{len(lines):032x}"
             entry = {"key": key, "scenario": scenario, "model": model, "seed": seed, "baseline": baseline}
             entry |= {"device": "cpu", "dtype": "float32", "learned": not baseline and model != "two_body"}
-            lines.append({**entry, "metrics": {"all": "m" * 32}})
+            lines.append({**entry, "metrics": {"all": "a" * 32}})
             tree = xr.DataTree.from_dict({"/": xr.Dataset(), "/test": data, "/far": data})
             store.keep_run(key, tree, {})
             document = to_document(scores(model, seed))
-            store.keep_scores(key, "m" * 32, {"test": document, "far": document})
+            store.keep_scores(key, "a" * 32, {"test": document, "far": document})
     lines += [dict(lines[0], key="f" * 32, seed=2), dict(lines[0], key="e" * 32, seed=3)]
     store.keep_failure("f" * 32, {"message": f"ValueError: {ATTACK}"})
     (root / "plan.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

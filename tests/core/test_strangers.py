@@ -129,6 +129,9 @@ BOMBS = {
     "packed twice": zipped(members(array(codecs=[*ARRAY["codecs"], ARRAY["codecs"][1]]))),
     "an unknown codec": zipped(members(array(codecs=[{"name": "pickle"}]))),
     "objects": zipped(members(array(data_type="object"))),
+    "long text": zipped(
+        members(array(data_type={"name": "fixed_length_utf32", "configuration": {"length_bytes": 2**40}}))
+    ),
     "a transformer": zipped(members(array(storage_transformers=[{"name": "x"}]))),
     "metadata nested deeply": zipped(members(b"[" * 100_000 + b"]" * 100_000)),
     "metadata of 5 MiB": zipped(members(array(attributes={"x": "y" * 5 * 2**20}))),
@@ -300,7 +303,7 @@ def test_scores_as_they_are_written_are_read(tmp_path):
 LINES = {
     "key": ["../../x", "A" * 32, "0" * 31, 7, None, "0" * 32 + "/x"],
     "scenario": ["../x", "a/b", "", ".hidden", "x" * 65, "a\\b", None, "café"],
-    "model": ["../x", "a/b", "", "..", "a\0b", None, ["a"]],
+    "model": ["", "x" * 201, "a\0b", "a\nb", None, ["a"]],
     "seed": [True, 1.5, -1, "0", 2**63, None],
     "metrics": [{"a": "../x"}, {"a": 7}, ["a"], "a", None],
     "device": ["cuda:x", "/dev/null", None],

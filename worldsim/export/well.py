@@ -9,6 +9,7 @@ it; the draws of a forecast are trajectories of it. The grid is periodic, as eve
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,8 @@ from worldsim.protocols import HasGrid
 from worldsim.results import Results
 
 AXES = ("x", "y", "z")
+SOURCE = re.compile(r"[^./\\][^/\\]*")
+"""A model's label that can name a folder."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ def write(results: Results, scenarios: Sequence[str], out: Path, plugins: Sequen
         for entry in results.entries:
             if entry.scenario != scenario or not results.store.has_run(entry.key):
                 continue
+            if not SOURCE.fullmatch(entry.model):
+                raise ResultError(f"{scenario}: a model labelled {entry.model!r} cannot name a folder")
             for split, node in results.store.open_run(entry.key).children.items():
                 data, grid = node.to_dataset(), grids[scenario][split]
                 sources = {f"{entry.model}-{entry.seed}": _merged(data["state"])}
