@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worldsim.errors import Problem, ScenarioError, WorldsimError, did_you_mean
 from worldsim.executors import InProcess, Local, Task, carry_out
-from worldsim.results import Results, write_plan
+from worldsim.plan_files import write_plan
+from worldsim.planning import Plan, make_plan
+from worldsim.results import Results
+from worldsim.selection import EVERYTHING, Selection
 from worldsim.store import Store
 
 if TYPE_CHECKING:
@@ -90,30 +94,54 @@ def run(
 ) -> Results:
     """Run scenarios and keep their results in ``out``; what is already kept there is not computed again.
 
+    ``only`` narrows it, as ``models`` and ``seeds`` do; ``shard`` (i, N) is the i-th of N parts, from 0.
     ``workers`` child processes (0 computes in this process), each case of which may take ``timeout`` seconds
     and hold ``memory`` bytes. A case that fails is kept as a failure and harms no other: look at
-    ``Results.status``. ``executor`` computes elsewhere. Raises ScenarioError, DeviceError or WorldsimError
-    before anything is computed.
+    ``Results.status``; after ``max_failures`` nothing more is begun. ``executor`` computes elsewhere. Raises
+    ScenarioError, DeviceError or WorldsimError before anything is computed.
     """
     from worldsim.build import checked_device, checked_dtype
 
     checked_device(device)
     checked_dtype(dtype)
-    scenarios = gather(target, plugins)
-    cases = [c for s in scenarios for c in s.cases(device=device, dtype=dtype)]
-    refuse_unknown(cases, models, seeds)
-    root = Path(out)
-    Store(root).clear_parts()
-    write_plan(root, scenarios, cases)
-    asked = [case for case in cases if wanted(case, models, seeds)]
-    chosen = [task_of(case, root, plugins) for case in in_turn(asked)]
+    only = replace(only, models=(*only.models, *(models or ())), seeds=(*only.seeds, *(seeds or ())))
+    plan = make_plan(gather(target, plugins), Path(out), only, device=device, dtype=dtype, shard=shard)
     executor = executor or (Local(workers, timeout, memory) if workers else InProcess())
-    carry_out(executor, pending(chosen, Results(root)), root, on_receipt, on_progress)
-    return Results(root)
+    return perform(plan, executor, plugins, on_receipt, on_progress, max_failures)
+
+
+class TooManyFailures(WorldsimError):
+    """So many cases have failed that the others are left alone."""
+
+
+def perform(
+    plan: Plan,
+    executor: Executor,
+    plugins: Sequence[str | Path] = (),
+    on_receipt: Callable[[Receipt], None] | None = None,
+    on_progress: Watch | None = None,
+    max_failures: int | None = None,
+) -> Results:
+    """Freeze the plan, and do what is to be done of it."""
+    failures = 0
+
+    def receive(receipt: Receipt) -> None:
+        nonlocal failures
+        failures += receipt.status == "failed"
+        if on_receipt:
+            on_receipt(receipt)
+        if max_failures and failures >= max_failures:
+            raise TooManyFailures(f"stopped after {failures} failures")
+
+    freeze(plan)
+    with suppress(TooManyFailures):
+        carry_out(executor, tasks(plan, plugins), plan.root, receive, on_progress)
+    return Results(plan.root)
 
 
 def freeze(plan: Plan) -> bool:
-    """Write what is new of the plan; whether anything was."""
+    """Write what is new of the plan; whether anything was. What killed runs left half-written goes."""
+    Store(plan.root).clear_parts()
     written = [write_plan(plan.root, each) for each in plan.scenarios]
     return any(written)
 

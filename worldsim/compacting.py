@@ -23,6 +23,7 @@ import xarray as xr
 
 from worldsim.errors import ResultError
 from worldsim.files import HOST, content, flush, flush_folder, is_left, told, write_text
+from worldsim.plan_files import plan_paths
 from worldsim.stacking import FLAGS, MASKED, Layout, Variable, arrays, described, fill, layouts
 from worldsim.trees import with_labels
 from worldsim.untrusted import MAX_PLAN, MAX_TEXT, plain_json
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 DATASET = "dataset.zarr"
 MARK = "worldsim.json"
 FORMAT = 1
-PLAN = "plan.jsonl"
 
 CHUNK = 2**20
 """Bytes of a chunk that holds several small cases."""
@@ -108,7 +108,9 @@ def _check_coordinates(path: Path) -> None:
 
 def fingerprint(root: Path, unscored: Sequence[Any]) -> str:
     """A checksum of what is kept, as far as it can change."""
-    found = hashlib.sha256(content(root / PLAN, MAX_PLAN))
+    found = hashlib.sha256()
+    for plan in plan_paths(root):
+        found.update(content(plan, MAX_PLAN))
     for name in _names(root, unscored):
         found.update(f"{name}\n".encode())
     return found.hexdigest()

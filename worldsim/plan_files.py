@@ -11,24 +11,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worldsim.errors import ResultError
-from worldsim.store import Store, write_text
+from worldsim.files import write_text
+from worldsim.store import Store
+from worldsim.untrusted import lock_of, plan_lines, plan_of
 
 if TYPE_CHECKING:
     from worldsim.scenario import Case, Scenario
 
 FOLDER = "plan"
 SCHEMA = 2
-EARLIER = ("plan.jsonl", "suite.lock.json")
+EARLIER = PLAN, LOCK = "plan.jsonl", "suite.lock.json"
 """One plan for the whole folder, as it was kept before: still read."""
-KEY = re.compile(r"[0-9a-f]{32}")
 REMEMBERED = 4
 """How many earlier keys of a label are kept with it."""
 
@@ -74,6 +74,12 @@ class ScenarioPlan:
 def plan_path(root: Path, scenario: str) -> Path:
     """A hash, since names that differ in case alone are one file on some systems."""
     return Path(root) / FOLDER / f"{hashlib.sha256(scenario.encode()).hexdigest()[:32]}.jsonl"
+
+
+def plan_paths(root: Path) -> list[Path]:
+    """The files that the plan of a folder consists of, in order."""
+    earlier = [root / name for name in EARLIER if (root / name).is_file()]
+    return earlier + sorted((root / FOLDER).glob("*.jsonl"))
 
 
 def has_plan(root: Path) -> bool:
@@ -169,51 +175,37 @@ def _lines(plan: ScenarioPlan, environment: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _read(path: Path) -> ScenarioPlan:
+    head, lines = plan_of(path)
+    shared = {key: head[key] for key in _SHARED}
+    entries = tuple(_entry(line, head["scenario"], shared, path) for line in lines)
+    return ScenarioPlan(
+        head["scenario"], head["document"], head["compositions"], head["environment"], entries
+    )
+
+
+def _entry(line: Mapping[str, Any], scenario: str, shared: Mapping[str, Any], path: Path) -> Entry:
+    told = {**line, "scenario": scenario, **shared, "before": tuple(line.get("before", ()))}
     try:
-        with open(path, encoding="utf-8") as file:
-            head = json.loads(next(file))
-            shared = {key: head[key] for key in _SHARED}
-            entries = [_checked(_entry(json.loads(line), head["scenario"], shared)) for line in file]
-        return ScenarioPlan(
-            head["scenario"], head["document"], head["compositions"], head["environment"], tuple(entries)
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        return Entry(**told)
+    except TypeError as error:
         raise ResultError(
-            f"{path} cannot be read ({error}); run its scenario again to plan it anew"
+            f"{path} was written by another version ({error}); run its scenarios again"
         ) from None
-
-
-def _entry(line: Mapping[str, Any], scenario: str, shared: Mapping[str, Any]) -> Entry:
-    return Entry(**{"scenario": scenario, **shared, **line, "before": tuple(line.get("before", ()))})
-
-
-def _checked(entry: Entry) -> Entry:
-    """Raises ValueError for what would be no file name of ours."""
-    for key in (entry.key, *entry.before, *entry.metrics.values()):
-        if not KEY.fullmatch(key):
-            raise ValueError(f"{key!r:.80} is no key of 32 hexadecimal digits")
-    return entry
 
 
 def _earlier(root: Path) -> list[ScenarioPlan]:
-    plan, lock = (root / name for name in EARLIER)
-    if not plan.is_file():
+    path, lock = (root / name for name in EARLIER)
+    if not path.is_file():
         return []
-    try:
-        about = json.loads(lock.read_text(encoding="utf-8"))
-        lines: Sequence[Any] = [json.loads(line) for line in plan.read_text(encoding="utf-8").splitlines()]
-        entries = [_entry(line, line["scenario"], {}) for line in lines]
-        return [
-            ScenarioPlan(
-                name,
-                about["scenarios"][name],
-                about.get("compositions", {}).get(name, {}),
-                about.get("environment", {}),
-                tuple(entry for entry in entries if entry.scenario == name),
-            )
-            for name in dict.fromkeys(entry.scenario for entry in entries)
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ResultError(
-            f"{plan} cannot be read ({error}); run its scenarios again to plan them anew"
-        ) from None
+    about = lock_of(lock)
+    entries = [_entry(line, line["scenario"], {}, path) for line in plan_lines(path)]
+    return [
+        ScenarioPlan(
+            name,
+            about["scenarios"].get(name, {"about": ""}),
+            about.get("compositions", {}).get(name, {}),
+            about.get("environment", {}),
+            tuple(entry for entry in entries if entry.scenario == name),
+        )
+        for name in dict.fromkeys(entry.scenario for entry in entries)
+    ]

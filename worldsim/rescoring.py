@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from worldsim.batch import task_of
 from worldsim.errors import ResultError, WorldsimError, did_you_mean
 from worldsim.executors import InProcess, Local, carry_out
-from worldsim.results import Entry, Results, open_results, write_plan
+from worldsim.plan_files import Entry, made_plan, read_plan, write_plan
+from worldsim.results import Results, open_results
 
 if TYPE_CHECKING:
     from worldsim.executors import Executor, Watch

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from worldsim.errors import ResultError
 from worldsim.files import is_file
-from worldsim.protocols import Score
+from worldsim.index import look
+from worldsim.plan_files import Entry, ScenarioPlan, read_plans
+from worldsim.selection import EVERYTHING, Selection
 from worldsim.store import Store
-from worldsim.untrusted import lock_of, plan_lines
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -47,23 +48,28 @@ class Results:
         return Store(self.root)
 
     @cached_property
-    def entries(self) -> list[Entry]:
-        """The cases of the plan, in its order."""
-        path = self.root / PLAN
-        if not path.is_file():
-            raise ResultError(
-                f"{self.root} holds no results ({PLAN} is missing); run a scenario with --out there"
-            )
-        try:
-            return [Entry(**line) for line in plan_lines(path)]
-        except TypeError as error:
-            raise ResultError(
-                f"{path} was written by another version ({error}); run the scenarios again"
-            ) from None
+    def plans(self) -> list[ScenarioPlan]:
+        """What was planned of each scenario, by name. Raises ResultError when nothing was."""
+        plans = read_plans(self.root)
+        if not plans:
+            raise ResultError(f"{self.root} holds no results: run a scenario with --out there")
+        return plans
 
     @cached_property
-    def lock(self) -> dict[str, Any]:
-        return lock_of(self.root / LOCK)
+    def entries(self) -> list[Entry]:
+        """The cases of the plan, in its order, or those of them that are meant."""
+        everything = [entry for plan in self.plans for entry in plan.entries]
+        return everything if self.only is None else [e for e in everything if e.label in self.only]
+
+    def selected(self, only: Selection) -> Results:
+        """The same folder with the cases that are meant alone; ``failed`` and ``limit`` count."""
+        if only == EVERYTHING:
+            return self
+        found = only.of(self.plans)
+        if only.failed:
+            index = look(self.root)
+            found = [entry for entry in found if index.state(entry) == "failed"]
+        return replace(self, only=frozenset(entry.label for entry in found[: only.limit]))
 
     @property
     def scenarios(self) -> list[str]:
@@ -155,55 +161,6 @@ def open_results(path: str | Path = "results") -> Results:
     results = Results(Path(path))
     _ = results.plans
     return results
-
-
-def write_plan(root: Path, scenarios: Sequence[Scenario], cases: Sequence[Case]) -> None:
-    """Freeze what is to be run. Scenarios that are already there and not named now stay."""
-    from worldsim.provenance import environment
-    from worldsim.score import scored_parts
-    from worldsim.store import write_text
-
-    named = {scenario.name for scenario in scenarios}
-    old, documents, compositions = _kept_plan(root, named)
-    new = [
-        {
-            "key": case.key, "scenario": case.scenario.name, "model": case.model, "seed": case.seed,
-            "baseline": case.is_baseline, "device": case.device, "dtype": case.dtype,
-            "metrics": metric_names(scored_parts(case)), "learned": case.is_learned,
-        }
-        for case in cases
-    ]  # fmt: skip
-    documents |= {scenario.name: dict(scenario.document) for scenario in scenarios}
-    compositions |= {s.name: s.composition_words() for s in scenarios if s.compositions}
-    lock = {
-        "schema": 1, "scenarios": documents, "environment": environment(), "compositions": compositions
-    }  # fmt: skip
-    write_text(root / LOCK, json.dumps(lock, indent=1))
-    write_text(root / PLAN, "".join(json.dumps(line) + "\n" for line in [*old, *new]))
-
-
-def metric_names(parts: Sequence[Any]) -> dict[str, str]:
-    """Name -> key of each scored part; a name that comes twice is numbered."""
-    names: dict[str, str] = {}
-    for part in parts:
-        name, count = part.component.name, 1
-        while name in names:
-            count += 1
-            name = f"{part.component.name}_{count}"
-        names[name] = part.key
-    return names
-
-
-def _kept_plan(root: Path, named: set[str]) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
-    path = root / PLAN
-    if not path.is_file():
-        return [], {}, {}
-    lines, lock = plan_lines(path), lock_of(root / LOCK)
-    kept = (lock["scenarios"], lock.get("compositions", {}))
-    documents, compositions = (
-        {name: value for name, value in part.items() if name not in named} for part in kept
-    )
-    return [line for line in lines if line["scenario"] not in named], documents, compositions
 
 
 def load_model(

@@ -15,6 +15,7 @@ import xarray as xr
 from worldsim import failures
 from worldsim.build import build_model, build_systems, fit_model, load_weights, prepare, roll_out
 from worldsim.errors import NotFinite, WorldsimError
+from worldsim.leases import lease
 from worldsim.protocols import System
 from worldsim.provenance import provenance
 from worldsim.scenario import Case
@@ -57,7 +58,7 @@ def run_case(
     begun, cpu_begun = time.monotonic(), time.process_time() if cpu_begun is None else cpu_begun
     case.scenario.registry.notify("worldsim_case_started", case=case)
     try:
-        with one_thread():
+        with one_thread(), lease(store.root, case.key):
             status = _run(case, store, train)
         message = failures.flag(store, case.key)
         kind = "nonfinite" if message else ""
@@ -103,9 +104,7 @@ def _run(case: Case, store: Store, train: bool) -> str:
     if not rolled:
         groups, spent = {}, {}
         for split in case.scenario.scored_splits:
-            begun = time.process_time()
-            groups[split] = roll_out(case, model, split, truth[split], systems[split])
-            spent[split] = time.process_time() - begun
+            groups[split], spent[split] = roll_out(case, model, split, truth[split], systems[split])
         where = failures.not_finite(groups)
         tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs={"worldsim_key": case.key}), **groups})
         about = {**provenance(case), "rollout_cpu_seconds": spent, "not_finite": where}

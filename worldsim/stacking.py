@@ -18,7 +18,8 @@ from worldsim.errors import ResultError
 from worldsim.trees import with_labels, without_labels
 
 if TYPE_CHECKING:
-    from worldsim.results import Entry, Results
+    from worldsim.plan_files import Entry
+from worldsim.results import Results
 
 STATUS = {"done": 0, "unscored": 1, "failed": 2, "missing": 3}
 FLAGS = {"flag_values": list(STATUS.values()), "flag_meanings": " ".join(STATUS)}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +15,10 @@ from worldsim.files import content
 
 KEY = re.compile(r"[0-9a-f]{32}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""What may name a scenario or a split."""
+"""What may name a split."""
+SCENARIO = re.compile(NAME.pattern + r"(\[[A-Za-z0-9._=,+-]{1,128}\])?")
+"""What may name a scenario: where it is one of a sweep, with what was swept."""
+DEVICE = re.compile(r"cpu|cuda(:\d{1,4})?")
 LABEL = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
 """What may label a model: text that is shown, escaped where it is, and names no file."""
 
@@ -56,42 +60,99 @@ def _refuse(text: str) -> NoReturn:
     raise ValueError(f"{text} is no finite number")
 
 
+def plan_of(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What a scenario's plan says of the scenario, and of each case. Raises ResultError."""
+    lines = numbered(path)
+    number, first = next(lines)
+    with _at(path, number):
+        head = _plan_head(plain_json(first, path))
+    cases = []
+    for number, line in lines:
+        try:
+            cases.append(_plan_case(plain_json(line, path)))
+        except ResultError as error:
+            raise _placed(error, path, number) from None
+    return head, cases
+
+
 def plan_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a plan, each with a key that is one and names that are such. Raises ResultError."""
-    lines = []
-    for number, line in enumerate(content(path, MAX_PLAN).splitlines(), start=1):
-        if line.strip():
-            try:
-                lines.append(_plan_line(plain_json(line, path)))
-            except ResultError as error:
-                reason = str(error).removeprefix(f"{path} ")
-                raise ResultError(f"{path}:{number}: {reason}; {MEND}") from None
-    if not lines:
+    """The lines of a plan of the earlier layout. Raises ResultError."""
+    cases = []
+    for number, line in numbered(path):
+        with _at(path, number):
+            found = _plan_case(plain_json(line, path))
+            _check(found, {"scenario": SCENARIO, "device": DEVICE, "dtype": NAME})
+            _check_metrics(found)
+            cases.append(found)
+    return cases
+
+
+def numbered(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a plan that are not blank. Raises ResultError where there is none."""
+    lines = enumerate(content(path, MAX_PLAN).splitlines(), start=1)
+    found = ((number, line) for number, line in lines if line.strip())
+    first = next(found, None)
+    if first is None:
         raise ResultError(f"{path} is empty; {MEND}")
-    return lines
+    yield first
+    yield from found
 
 
-def _plan_line(line: dict[str, Any]) -> dict[str, Any]:
-    checks = {
-        "key": KEY, "scenario": NAME, "model": LABEL, "device": re.compile(r"cpu|cuda(:\d{1,4})?"),
-        "dtype": NAME,
-    }  # fmt: skip
-    for field, rule in checks.items():
-        value = line.get(field)
-        if not isinstance(value, str) or not rule.fullmatch(value):
-            raise ResultError(f"{field} is {value!r:.80}, expected {rule.pattern}")
+@contextmanager
+def _at(path: Path, number: int) -> Iterator[None]:
+    try:
+        yield
+    except ResultError as error:
+        raise _placed(error, path, number) from None
+
+
+def _placed(error: ResultError, path: Path, number: int) -> ResultError:
+    return ResultError(f"{path}:{number}: {str(error).removeprefix(f'{path} ')}; {MEND}")
+
+
+def _plan_head(head: dict[str, Any]) -> dict[str, Any]:
+    _check(head, {"scenario": SCENARIO})
+    for field in ("document", "compositions", "environment"):
+        if not isinstance(head.get(field), dict):
+            raise ResultError(f"{field} is {head.get(field)!r:.80}, expected a mapping")
+    if not isinstance(head["document"].get("about"), str):
+        raise ResultError("the scenario says nothing about itself")
+    if head.get("metrics") is None and head.get("device") is None:  # a plan of no cases
+        return {**head, "device": "cpu", "dtype": "float32", "metrics": {}}
+    _check(head, {"device": DEVICE, "dtype": NAME})
+    _check_metrics(head)
+    return head
+
+
+def _plan_case(line: dict[str, Any]) -> dict[str, Any]:
+    _check(line, {"key": KEY, "model": LABEL})
     seed = line.get("seed")
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise ResultError(f"seed is {seed!r:.80}, expected a whole number from 0")
     for field in ("baseline", "learned"):
         if type(line.get(field, True)) is not bool:
             raise ResultError(f"{field} is {line[field]!r:.80}, expected true or false")
-    metrics = line.get("metrics")
-    if not isinstance(metrics, dict) or not all(
-        isinstance(key, str) and KEY.fullmatch(key) for key in metrics.values()
-    ):
-        raise ResultError(f"metrics is {metrics!r:.80}, expected name: key of 32 hexadecimal digits")
+    before = line.get("before", [])
+    if not isinstance(before, list) or not all(map(_is_key, before)):
+        raise ResultError(f"before is {before!r:.80}, expected keys of 32 hexadecimal digits")
     return line
+
+
+def _check(line: dict[str, Any], rules: Mapping[str, re.Pattern[str]]) -> None:
+    for field, rule in rules.items():
+        value = line.get(field)
+        if not isinstance(value, str) or not rule.fullmatch(value):
+            raise ResultError(f"{field} is {value!r:.80}, expected {rule.pattern}")
+
+
+def _check_metrics(line: dict[str, Any]) -> None:
+    metrics = line.get("metrics")
+    if not isinstance(metrics, dict) or not all(map(_is_key, metrics.values())):
+        raise ResultError(f"metrics is {metrics!r:.80}, expected name: key of 32 hexadecimal digits")
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, str) and KEY.fullmatch(value) is not None
 
 
 def lock_of(path: Path) -> dict[str, Any]:
@@ -101,7 +162,7 @@ def lock_of(path: Path) -> dict[str, Any]:
     if not isinstance(scenarios, dict):
         raise ResultError(f"{path} names no scenarios; {MEND}")
     for name, document in scenarios.items():
-        if not NAME.fullmatch(name) or not isinstance(document, dict):
+        if not SCENARIO.fullmatch(name) or not isinstance(document, dict):
             raise ResultError(f"{path}: {name!r:.80} is no scenario; {MEND}")
         if not isinstance(document.get("about"), str):
             raise ResultError(f"{path}: scenario {name} says nothing about itself; {MEND}")

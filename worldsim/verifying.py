@@ -10,10 +10,10 @@ from pathlib import Path
 from worldsim.archive import whole_zip
 from worldsim.errors import ResultError
 from worldsim.files import PART, content, flush_folder, is_file, make_folder
-from worldsim.results import LOCK, PLAN
+from worldsim.plan_files import FOLDER, LOCK, PLAN, plan_path
 from worldsim.scenario import digest
 from worldsim.store import FOLDERS, Store, check_run, read_fit
-from worldsim.untrusted import KEY, MAX_TEXT, MEND, lock_of, plain_json, plan_lines
+from worldsim.untrusted import KEY, MAX_TEXT, MEND, lock_of, plain_json, plan_lines, plan_of
 
 ASIDE = "damaged"
 """The folder that damaged files are moved to."""
@@ -45,7 +45,7 @@ class Findings:
 
 def verify(root: Path) -> Findings:
     """Read every file that worldsim keeps in ``root``. Raises ResultError when it is no results folder."""
-    if not any((root / name).exists() for name in (PLAN, LOCK, *FOLDERS)):
+    if not any((root / name).exists() for name in (PLAN, LOCK, FOLDER, *FOLDERS)):
         raise ResultError(f"{root} holds no results; run a scenario with --out there")
     store, damaged, parts, files, unsealed = Store(root), [], [], 0, 0
     for path in _files(root):
@@ -71,6 +71,7 @@ def _reason(error: Exception, path: Path) -> str:
 def _files(root: Path) -> Iterator[Path]:
     """Everything that should be a file of ours, in order: also what is a folder or a link in its place."""
     yield from (root / name for name in (PLAN, LOCK) if os.path.lexists(root / name))
+    yield from _entries(root / FOLDER, 1)
     for name in FOLDERS:
         depth = 2 if name in ("runs", "scores") else 1
         yield from _entries(root / name, depth)
@@ -95,6 +96,11 @@ def _check(store: Store, path: Path) -> bool:
         return True
     if place[0] == LOCK:
         lock_of(path)
+        return True
+    if place[0] == FOLDER:
+        head, _ = plan_of(path)
+        if path != plan_path(store.root, head["scenario"]):
+            raise ResultError(f"{path} has not the name of the plan of {head['scenario']!r:.80}")
         return True
     key, check = _named(store, path, place)
     return check(key)

@@ -10,8 +10,9 @@ import numpy as np
 import xarray as xr
 
 from worldsim.files import write_text
+from worldsim.plan_files import LOCK, PLAN
 from worldsim.protocols import Score
-from worldsim.results import LOCK, PLAN, Results
+from worldsim.results import Results
 from worldsim.score import to_document
 from worldsim.store import Store
 

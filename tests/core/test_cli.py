@@ -153,7 +153,7 @@ def test_run_prints_lines_tables_and_failures(cli, tmp_path):
     arguments = ("run", TINY, "--out", tmp_path, "--workers", 0, "--no-report")
     code, out, err = cli(*arguments)
     assert code == 1
-    assert "[5/5] 3 done, 1 failed, 1 kept, " in out
+    assert "[4/4] 3 done, 1 failed, " in out
     assert "; last tiny_pendulum/persistence/0 (" in out
     assert "nrmse" in out
     assert "failed: tiny_failing/diverging/0: FitDiverged: the loss is" in out

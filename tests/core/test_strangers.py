@@ -29,8 +29,10 @@ from worldsim.archive import (
 from worldsim.cli import exit_code
 from worldsim.errors import ResultError
 from worldsim.leftovers import orphan_files
-from worldsim.results import LOCK, PLAN, open_results
+from worldsim.plan_files import LOCK, PLAN, plan_path
+from worldsim.results import Results, open_results
 from worldsim.store import MAX_HEADER, Store
+from worldsim.verifying import verify
 
 SCENARIO = Path(__file__).parent / "tiny" / "tiny_pendulum.yaml"
 GROUP = b'{"zarr_format": 3, "node_type": "group", "attributes": {}}'
@@ -420,7 +422,7 @@ def test_nobody_waits_for_a_pipe(tmp_path):
     with pytest.raises(ResultError, match="not a plain file"):
         store.open_run(entry.key)
     with pytest.raises(ResultError, match="not a plain file"):
-        _ = results.lock
+        _ = Results(results.root).plans
 
 
 def test_a_failure_that_cannot_be_read_does_not_hide_the_others(tmp_path):
@@ -430,6 +432,57 @@ def test_a_failure_that_cannot_be_read_does_not_hide_the_others(tmp_path):
     assert [results.status(e) for e in results.entries[:2]] == ["failed", "failed"]
     assert "cannot be read" in results.failure(results.entries[0])
     assert results.failure(results.entries[1]) == "it broke"
+
+
+HEAD = {
+    "schema": 2, "scenario": "world[mass=2.0]", "document": {"about": "Which?"}, "compositions": {},
+    "environment": {}, "device": "cpu", "dtype": "float32", "metrics": {"rollout": "a" * 32},
+}  # fmt: skip
+CASE = {"key": "b" * 32, "model": "net", "seed": 0, "baseline": False, "learned": True}
+
+
+def planned(root, head, *cases):
+    path = plan_path(root, "world[mass=2.0]")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in (head, *cases)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("wrong", "number"),
+    [
+        ({"scenario": "../../etc"}, 1),
+        ({"document": ["about"]}, 1),
+        ({"document": {"about": 3}}, 1),
+        ({"device": "/dev/sda"}, 1),
+        ({"metrics": {"rollout": "../up"}}, 1),
+        ({"key": "../" + "b" * 29}, 2),
+        ({"model": "a\u0000b"}, 2),
+        ({"seed": 1.5}, 2),
+        ({"seed": True}, 2),
+        ({"baseline": "no"}, 2),
+        ({"before": "b" * 32}, 2),
+        ({"before": ["up/../" + "b" * 26]}, 2),
+    ],
+)
+def test_a_plan_is_believed_line_by_line(tmp_path, wrong, number):
+    planned(tmp_path, HEAD, {**CASE, "before": ["c" * 32]})
+    (entry,) = open_results(tmp_path).entries
+    assert entry.label == "world[mass=2.0]/net/0"
+    lines = [HEAD, CASE]
+    lines[number - 1] = {**lines[number - 1], **wrong}
+    path = planned(tmp_path, *lines)
+    with pytest.raises(ResultError, match=rf"{re.escape(str(path))}:{number}: {next(iter(wrong))}|scenario"):
+        open_results(tmp_path)
+    (damage,) = verify(tmp_path).damaged
+    assert damage.path == path
+
+
+def test_a_plan_under_the_name_of_another_is_found(tmp_path):
+    path = planned(tmp_path, HEAD, CASE)
+    path.rename(path.with_name("d" * 32 + ".jsonl"))
+    (damage,) = verify(tmp_path).damaged
+    assert "not the name of the plan of 'world[mass=2.0]'" in damage.reason
 
 
 def test_names_of_files_are_hashes_alone_so_that_no_names_collide(tmp_path):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from worldsim.cli.running import device_name, dtype_name, hastened, quick_look, refuse_unwritable
+from worldsim.cli.running import device_name, dtype_name, hastened, quick_look
 from worldsim.cli.terminal import (
     known_plugins,
     opened,
@@ -56,6 +56,7 @@ def plan(
     """Say what run would do with each case, and why."""
     from worldsim import batch
     from worldsim.planning import make_plan
+    from worldsim.store import Store
 
     known = known_plugins(plugins)
     scenarios = hastened(batch.read_scenarios(targets, plugins), quick)
@@ -63,7 +64,7 @@ def plan(
     made = make_plan(scenarios, out, only, device=device, dtype=dtype)
     print_plan(made)
     if freeze:
-        refuse_unwritable(out)
+        Store(out).refuse_unwritable()
         batch.freeze(made)
         click.echo(f"frozen: {plural(sum(len(each.entries) for each in made.scenarios), 'case')} in {out}")
 

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -86,6 +86,14 @@ quick_look = click.option(
 @click.option(
     "--memory", type=MemorySize(), metavar="SIZE", help="What a case's process may hold, such as 4GB."
 )
+@click.option("--fail-fast", is_flag=True, help="Begin nothing more after a failure.")
+@click.option(
+    "--max-failures", type=click.IntRange(min=1), metavar="N", help="Begin nothing more after N failures."
+)
+@click.option(
+    "--shard", metavar="I/N", callback=_shard, help="Only the part I of N, counted from 0: for job arrays."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be computed, as plan does.")
 @device_name
 @dtype_name
 @plugin_files
@@ -98,6 +106,10 @@ def run(
     workers: int | None,
     timeout: float | None,
     memory: int | None,
+    fail_fast: bool,
+    max_failures: int | None,
+    shard: tuple[int, int] | None,
+    dry_run: bool,
     device: str,
     dtype: str,
     plugins: Sequence[Path],
@@ -110,7 +122,11 @@ def run(
     from worldsim import batch
     from worldsim.build import checked_device
     from worldsim.cli import SOME_FAILED
-    from worldsim.cli.progress import progress
+    from worldsim.cli.following import followed
+    from worldsim.cli.planning import print_plan
+    from worldsim.executors import InProcess, Local
+    from worldsim.planning import make_plan
+    from worldsim.results import open_results
     from worldsim.store import Store
 
     workers = cores() if workers is None else workers
@@ -121,24 +137,27 @@ def run(
     known = known_plugins(plugins)
     scenarios = hastened(batch.read_scenarios(targets, plugins), quick)
     warn_about(known)
-    todo = [case for case, state in planned(scenarios, out, models, seeds, device, dtype) if state != "kept"]
+    checked_device(device)
+    try:
+        plan = make_plan(scenarios, out, only, device=device, dtype=dtype, shard=shard)
+    except OSError:  # a folder that cannot be looked into can least of all be written: that has advice
+        Store(out).refuse_unwritable()
+        raise
+    if dry_run:
+        print_plan(plan)
+        return
     Store(out).refuse_unwritable()
+    todo = len(batch.tasks(plan, plugins))
     if not todo:
-        click.echo("nothing to compute: every case is kept")
-    with followed(executor, len(todo)) as follower:
-        results = batch.run(
-            scenarios,
-            out=out,
-            models=models or None,
-            seeds=seeds or None,
-            device=device,
-            dtype=dtype,
-            plugins=plugins,
-            executor=executor,
-            on_receipt=follower.finished,
-            on_progress=follower.working,
-        )
-    failed = follower.failed
+        fresh = batch.freeze(plan)
+        click.echo(f"nothing to compute: {plan.summary()}; worldsim show {out} prints the scores")
+        if not no_report and not shard and (fresh or not (out / "report.html").exists()):
+            report_or_hint(open_results(out), out / "report.html")
+        return
+    with followed(executor, todo) as follower:
+        most = 1 if fail_fast else max_failures
+        results = batch.perform(plan, executor, plugins, follower.finished, follower.working, most)
+    failed, done = follower.failed, follower.count
     print_tables(results)
     if not no_report and not shard:
         report_or_hint(results, out / "report.html")

@@ -155,19 +155,32 @@ def print_tables(results: Results, every: bool = False) -> None:
     print_failures(results)
 
 
-def print_failures(results: Results) -> int:
-    """Name every case that has failed, with its reason, and every one whose forecasts are not finite; how
-    many have failed."""
-    from worldsim.failures import flag
+SHOWN_FAILURES = 20
+"""How many failures are named before the rest is counted."""
 
-    failed = [
-        entry for entry in results.entries if results.failure(entry) and results.status(entry) != "done"
-    ]
+
+def print_failures(results: Results, every: bool = False) -> int:
+    """Name the cases that have failed, with the kind of failure and its message, and those whose forecasts
+    are not finite; how many have failed."""
+    from worldsim.failures import flag
+    from worldsim.index import look
+
+    index = look(results.root)
+    failed = [entry for entry in results.entries if index.state(entry) == "failed"]
+    lines = []
     for entry in failed:
-        click.echo(f"failed: {entry.label}: {results.failure(entry)}")
+        kept = results.store.open_failure(entry.key) or {}
+        kind = f"{kept['kind']}: " if kept.get("kind") not in (None, "exception") else ""
+        message = str(kept.get("message", ""))
+        lines.append(f"failed: {entry.label}: {message if message.startswith(kind) else kind + message}")
     for entry in results.entries:
-        if entry not in failed and (words := flag(results.store, entry.key)):
-            click.echo(f"warning: {entry.label}: {words}")
+        if entry.key in index.failures and index.state(entry) != "failed":
+            words = flag(results.store, entry.key)
+            lines += [f"warning: {entry.label}: {words}"] if words else []
+    for line in lines if every else lines[:SHOWN_FAILURES]:
+        click.echo(line)
+    if len(lines) > SHOWN_FAILURES and not every:
+        click.echo(f"and {len(lines) - SHOWN_FAILURES} more; worldsim status --all names them")
     return len(failed)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from worldsim.composed import grids
 from worldsim.errors import ResultError
 from worldsim.failures import flag
+from worldsim.plan_files import Entry
 from worldsim.report.answers import answer
 from worldsim.report.composed import GridTable, constrained, grid_tables
 from worldsim.report.disturbed import over_probability
