@@ -19,9 +19,10 @@ LAYERS = [
     "testing",
     "report batch rescoring leftovers",
     "verifying export",
+    "rank",
     "executors run build results tables composed comparing xarray_backend planning compacting stacking",
     "failures",
-    "quick",
+    "quick ranks",
     "selection index",
     "plan_files",
     "fit score store archive scenario reading schema truth trees wrapped constrained baselines provenance costs",  # noqa: E501

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +12,10 @@ import xarray as xr
 
 from worldsim.baselines import BASELINES, Baseline, Truth
 from worldsim.errors import DeviceError, ResultError, WorldsimError
-from worldsim.fit import fit
+from worldsim.fit import Tensors, fit
 from worldsim.mechanisms import Use, missing_mechanisms
 from worldsim.protocols import HasActions, Model, ShapesModels, System, Trajectory
+from worldsim.ranks import Ranks, ranks_of
 from worldsim.scenario import Case
 from worldsim.seeds import derive, forked, generator
 from worldsim.store import Store
@@ -71,21 +73,38 @@ def fit_model(case: Case, model: Any, truth: dict[str, Trajectory], store: Store
     if has_weights(case, model, store):
         return
     saved = store.open_fit(case.fit_key)
+
+    def save(tensors: Tensors) -> None:
+        store.keep_fit(case.fit_key, tensors, {"finished": "no"})
+
+    with ranks_of(case, store) as ranks:
+        report = train(case, model, truth, saved[0] if saved else None, ranks, save)
+    store.keep_fit(
+        case.fit_key, model.state_dict(), {"finished": "yes", **{k: repr(v) for k, v in report.items()}}
+    )
+
+
+def train(
+    case: Case,
+    model: Any,
+    truth: dict[str, Trajectory],
+    saved: Tensors | None,
+    ranks: Ranks | None,
+    save: Callable[[Tensors], None] | None = None,
+) -> dict[str, float]:
+    """Fit ``model`` from where ``saved`` left off, alone or as one of ``ranks``; observers hear of it from
+    the first of them."""
     device = next(model.parameters()).device
     splits = {name: held(truth[name]).to(device=device) for name in ("train", "validation") if name in truth}
 
     def progress(step: int, losses: Any) -> None:
         case.scenario.registry.notify("worldsim_fit_progress", case=case, step=step, losses=losses)
 
-    report = fit(
+    return fit(
         model, splits["train"], splits.get("validation"), case.spec.fit,
         derive(case.scenario.master_seed, case.seed),
-        saved=saved[0] if saved else None, progress=progress,
-        save=lambda tensors: store.keep_fit(case.fit_key, tensors, {"finished": "no"}),
+        saved=saved, save=save, progress=progress if ranks is None or ranks.rank == 0 else None, ranks=ranks,
     )  # fmt: skip
-    store.keep_fit(
-        case.fit_key, model.state_dict(), {"finished": "yes", **{k: repr(v) for k, v in report.items()}}
-    )
 
 
 def has_weights(case: Case, model: Any, store: Store) -> bool:

@@ -16,6 +16,7 @@ from worldsim.protocols import Paced, Trajectory
 from worldsim.seeds import derive, forked, generator
 
 if TYPE_CHECKING:
+    from worldsim.ranks import Ranks
     from worldsim.scenario import FitSettings
 
 Tensors = dict[str, torch.Tensor]
@@ -47,13 +48,15 @@ def fit(
     saved: Tensors | None = None,
     save: Callable[[Tensors], None] | None = None,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, float]:
     """Minimise ``model.loss`` over random windows of ``train``; leaves the chosen weights in ``model``.
 
     Every draw of step k comes from (seed, k), so a fit that resumes from ``saved`` ends with the same bits
     as one that was never interrupted. ``save`` receives the whole state each ``checkpoint_every`` steps.
     With ``patience`` the weights of the lowest validation loss are kept, and the fit ends early when it has
-    not fallen for that many checks. Raises FitDiverged on a loss that is not finite.
+    not fallen for that many checks. As one of ``ranks`` it learns from its share of the rows of each batch
+    (see ``worldsim.ranks``). Raises FitDiverged on a loss that is not finite.
     """
     weights = [p for p in model.parameters() if p.requires_grad]
     if not weights or not getattr(model, "trainable", True):
@@ -65,11 +68,14 @@ def fit(
         state = _restore(saved, model, optimiser, average)
     device = weights[0].device
     model.train()
+    if ranks is not None:
+        ranks.take(model)
+    mine = (ranks.rank,) if ranks is not None and ranks.rank else ()
     while state.step < settings.steps:
-        with forked(derive(seed, "fit", state.step), device):
-            _step(model, train, settings, seed, optimiser, average, state)
+        with forked(derive(seed, "fit", state.step, *mine), device):
+            _step(model, train, settings, seed, optimiser, average, state, ranks)
         if state.step % settings.validate_every == 0 or state.step == settings.steps:
-            losses = _check(average or model, validation, settings, seed, state)
+            losses = _check(average or model, validation, settings, seed, state, ranks)
             if progress:
                 progress(state.step, losses)
             if (
@@ -93,15 +99,18 @@ def _step(
     optimiser: torch.optim.Optimizer,
     average: AveragedModel | None,
     state: FitState,
+    ranks: Ranks | None,
 ) -> None:
     for group in optimiser.param_groups:
         group["lr"] = settings.learning_rate_at(state.step)
     if isinstance(model, Paced):
         model.pace(state.step / settings.steps)
-    loss = model.loss(windows(train, settings.batch, settings.window, generator(seed, "batch", state.step)))
-    if not bool(torch.isfinite(loss)):
+    batch = windows(train, settings.batch, settings.window, generator(seed, "batch", state.step))
+    loss = model.loss(batch) if ranks is None else ranks.loss(batch)
+    whole = loss.detach() if ranks is None else ranks.mean(loss)
+    if not bool(torch.isfinite(whole)):
         raise FitDiverged(
-            f"the loss is {float(loss.detach())} at step {state.step}; lower fit.learning_rate or fit.clip"
+            f"the loss is {float(whole)} at step {state.step}; lower fit.learning_rate or fit.clip"
         )
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
@@ -111,7 +120,7 @@ def _step(
     if average is not None:
         average.update_parameters(model)
     state.step += 1
-    state.train_loss = float(loss.detach())
+    state.train_loss = float(whole)
 
 
 def windows(truth: Trajectory, batch: int, window: int | None, rng: torch.Generator) -> Trajectory:
@@ -166,7 +175,12 @@ def _places(
 
 
 def _check(
-    model: Any, validation: Trajectory | None, settings: FitSettings, seed: int, state: FitState
+    model: Any,
+    validation: Trajectory | None,
+    settings: FitSettings,
+    seed: int,
+    state: FitState,
+    ranks: Ranks | None,
 ) -> dict[str, float]:
     losses = {"train": state.train_loss}
     if validation is None:
@@ -176,7 +190,8 @@ def _check(
     training = network.training
     network.eval()
     with forked(derive(seed, "validation")), torch.no_grad():
-        losses["validation"] = float(network.loss(draw))
+        loss = torch.as_tensor(network.loss(draw))
+    losses["validation"] = float(loss if ranks is None else ranks.mean(loss))
     network.train(training)
     if losses["validation"] < state.best:
         state.best, state.best_step = losses["validation"], state.step

@@ -84,6 +84,13 @@ class FitSettings(Section):
         default=1000, ge=1, description="steps between checkpoints of a fit under way"
     )
 
+    processes: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="processes that share the rows of each batch (extra train); on GPUs, one each",
+    )
+
     def learning_rate_at(self, step: int) -> float:
         if self.schedule == "constant":
             return self.learning_rate
