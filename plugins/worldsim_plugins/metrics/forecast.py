@@ -183,7 +183,10 @@ def calibration(found: Measured, floors: list[Measured]) -> dict[str, Score]:
             "spread_skill_error": Score(float("nan"), n=n, reason=reason),
         }
     influence = (found.variance / found.variance.mean() - found.error / found.error.mean()) / 2
-    factor = float((NORMAL * influence.std() / n**0.5).exp())
+    interval = None
+    if n > 1:
+        factor = float((NORMAL * influence.std() / n**0.5).exp())
+        interval = (ratio / factor, ratio * factor)
     own = torch.tensor([each.spread_skill for each in floors], dtype=torch.float64)
     known = len(own) > 0 and bool(own.isfinite().all())
     floor = float(own.log().abs().mean()) if known else None
@@ -192,7 +195,7 @@ def calibration(found: Measured, floors: list[Measured]) -> dict[str, Score]:
             ratio,
             better="",
             floor=float(own.mean()) if known else None,
-            interval=(ratio / factor, ratio * factor) if n > 1 else None,
+            interval=interval,
             n=n,
         ),
         "spread_skill_error": Score(abs(float(torch.tensor(ratio).log())), floor=floor, n=n),
