@@ -52,16 +52,17 @@ def load_all(path: str | Path, *, plugins: Sequence[str | Path] = ()) -> list[Sc
     Raises ScenarioError with all its problems.
     """
     path = Path(path)
-    return _scenarios(read(path), registry(tuple(map(Path, plugins))))
+    return scenarios_of(read(path), registry(tuple(map(Path, plugins))))
 
 
 def from_document(document: Mapping[str, Any], name: str, plugins: Registry) -> Scenario:
     """The scenario of plain data (in a worker, or built in Python). Raises as ``load`` does."""
     place = Path(f"{name}.yaml")
-    return _single(_scenarios(Document(place, dict(document), Node((1, 1), "mapping")), plugins), name)
+    return _single(scenarios_of(Document(place, dict(document), Node((1, 1), "mapping")), plugins), name)
 
 
-def _scenarios(document: Document, plugins: Registry) -> list[Scenario]:
+def scenarios_of(document: Document, plugins: Registry) -> list[Scenario]:
+    """The scenarios of a document. Raises as ``load_all`` does."""
     worlds, problems = expand(document)
     found: list[Scenario] = []
     wrong: list[Problem] = []

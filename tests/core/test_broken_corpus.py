@@ -18,7 +18,7 @@ import pytest
 from worldsim import load
 from worldsim.errors import ScenarioError
 from worldsim.plugins import registry
-from worldsim.reading import Reader
+from worldsim.reading import scenarios_of
 from worldsim.strict_yaml import Document, parse
 
 FILES = sorted((Path(__file__).parent / "broken").glob("*.yaml"))
@@ -91,13 +91,13 @@ def with_value(data: Any, loc: tuple[Any, ...], value: Any) -> Any:
 def test_no_odd_value_anywhere_ends_in_a_traceback():
     document = parse(VALID, Path("valid.yaml"))
     plugins = registry()
-    assert len(Reader(document, plugins).scenario().cases()) == 6
+    assert len(scenarios_of(document, plugins)[0].cases()) == 6
     refused = accepted = 0
     for loc in locations(document.data):
         for odd in ODD:
             changed = Document(document.path, with_value(document.data, loc, odd), document.root)
             try:
-                Reader(changed, plugins).scenario()
+                scenarios_of(changed, plugins)
                 accepted += 1
             except ScenarioError:
                 refused += 1

@@ -29,7 +29,7 @@ def test_every_item_has_one_outcome_in_few_processes():
     assert {(item, text) for _, item, text in seen if item[0] == "double"} == {
         (("double", number), text) for number in range(20) for text in ("", f"doubling {number}")
     }
-    assert {number for number, _, _ in seen} == {0, 1}
+    assert {number for number, _, _ in seen} <= {0, 1}, "each of the two is called by one number"
 
 
 def test_what_one_case_wrote_is_told_apart_from_the_others():

@@ -132,7 +132,7 @@ def test_the_reader_of_the_well_takes_it(heat, tmp_path):
 
 
 def test_episodes_have_the_layout_of_minari(made, tmp_path):
-    (folder_, _) = write(made, "minari", tmp_path / "minari", plugins=())
+    (_, folder_) = write(made, "minari", tmp_path / "minari", plugins=())
     assert folder_ == tmp_path / "minari" / "world" / "test-v0" / "data"
     about = json.loads((folder_ / "metadata.json").read_text())
     assert about["dataset_id"] == "world/test-v0"
@@ -213,7 +213,7 @@ def test_states_that_are_no_fields_are_refused_by_the_well(tmp_path):
 def test_a_label_of_a_stranger_names_no_folder_elsewhere(heat, tmp_path, label):
     root = tmp_path / "kept"
     shutil.copytree(heat.root, root)
-    plan = root / "plan.jsonl"
+    (plan,) = (root / "plan").iterdir()
     plan.write_text(plan.read_text().replace('"model": "still"', f'"model": {json.dumps(label)}'))
     with pytest.raises(ResultError, match="cannot name a folder"):
         write(worldsim.open_results(root), "well", tmp_path / "out")
