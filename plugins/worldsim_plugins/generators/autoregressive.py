@@ -178,7 +178,9 @@ class Autoregressive(FrameGenerator):
         for t in range(1, len(times)):
             u = None if actions is None else actions[:, t - 1 : t + 1].repeat_interleave(draws, 0)
             made, carried = self._frame(tokens, h, state, u, asked.generator)
-            mend = mending(asked, torch.cat(frames, 1).unflatten(0, (len(given), draws)))
+            mend = None
+            if asked.correct is not None:  # else the past is not gone through again for each frame
+                mend = mending(asked, torch.cat(frames, 1).unflatten(0, (len(given), draws)))
             if mend is not None:
                 made = self._mended(made, h, mend)
             frames.append(self.patches.frames(made[:, None]))
