@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from worldsim.scenario import Case
     from worldsim.store import Store
 
+LONGEST = timedelta(minutes=10)
+"""How long one rank waits for another, which may have ended before it joined."""
 PATIENCE = 120.0
 """Seconds that the others have to end after rank 0 has."""
 
@@ -139,7 +142,9 @@ def joined(rank: int, count: int, port: int, device: str) -> Iterator[Ranks]:
         fabric = fabric_module.Fabric(
             accelerator="cuda" if device.startswith("cuda") else "cpu",
             devices=count,
-            strategy=DDPStrategy(find_unused_parameters=True, cluster_environment=LightningEnvironment()),
+            strategy=DDPStrategy(
+                find_unused_parameters=True, cluster_environment=LightningEnvironment(), timeout=LONGEST
+            ),
         )
         fabric.launch()
         try:
