@@ -110,8 +110,9 @@ def _run(case: Case, store: Store, train: bool) -> str:
         about = {**provenance(case), "rollout_cpu_seconds": spent, "not_finite": where}
         store.keep_run(case.key, tree, about)
     else:
+        tree = store.open_run(case.key)
         where = provenance_of(store.run_path(case.key)).get("not_finite", {})
-    _score(case, store, model, systems, missing)
+    _score(case, store, tree, model, systems, missing)
     _flag(case, store, where)
     return "done"
 
@@ -124,10 +125,12 @@ def _flag(case: Case, store: Store, where: Mapping[str, Mapping[str, int]]) -> N
 
 
 def _score(
-    case: Case, store: Store, model: Any, systems: Mapping[str, System], parts: list[ScoredPart]
-) -> None:
-    """Keep what each part gives. One that breaks is raised when the others are kept."""
-    kept, broken = store.open_run(case.key), []
+    case: Case, store: Store, kept: xr.DataTree, model: Any, systems: Mapping[str, System],
+    parts: list[ScoredPart],
+) -> None:  # fmt: skip
+    """Keep what each part gives of the rollouts ``kept``, which have the same bits when they are read again.
+    A part that breaks is raised when the others are kept."""
+    broken = []
     for part in parts:
         scores = {}
         try:

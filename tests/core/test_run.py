@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -89,6 +90,14 @@ def test_nothing_is_done_twice(kept):
     receipts = []
     worldsim.run(scenario(), out=kept.root, on_receipt=receipts.append)
     assert receipts == []
+
+
+def test_scores_of_what_was_just_computed_and_of_what_is_read_again_are_the_same(kept, tmp_path):
+    shutil.copytree(kept.root, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "scores")
+    worldsim.run(scenario(), out=tmp_path / "copy")
+    assert scores(tmp_path / "copy") == scores(kept.root)
+    assert files(tmp_path / "copy", "runs") == files(kept.root, "runs")
 
 
 def test_a_new_metric_retrains_nothing(kept):
