@@ -1,22 +1,24 @@
 """``python -m worldsim.rank RANK COUNT PORT``: one of the processes that fit a model, see ``ranks``.
 
-The case comes as JSON in the standard input. Only rank 0 keeps anything.
+The case comes as JSON in the standard input. The standard output is for one word to rank 0, which must not wait
+for a rank that has ended; what plugins print goes where errors go. Only rank 0 keeps anything.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
-def take_part(task: dict[str, Any], rank: int, count: int, port: int) -> None:
+def take_part(task: dict[str, Any], rank: int, count: int, port: int, ready: TextIO) -> None:
     """Build the model and the truth of ``task``, and fit it with the others."""
     from worldsim.build import build_model, build_systems, train
     from worldsim.errors import WorldsimError
     from worldsim.plugins import registry
-    from worldsim.ranks import joined
+    from worldsim.ranks import READY, joined
     from worldsim.reading import from_document
     from worldsim.run import one_thread
     from worldsim.scenario import Case
@@ -34,9 +36,13 @@ def take_part(task: dict[str, Any], rank: int, count: int, port: int) -> None:
         truth = {split: simulate_split(case, split, systems[split]) for split in systems if split in SEEDED}
         model = build_model(case, systems["train"], truth)
         saved = Store(Path(task["root"])).open_fit(case.fit_key)
+        with ready:
+            ready.write(READY)
         with joined(rank, count, port, device) as ranks:
             train(case, model, truth, saved[0] if saved else None, ranks)
 
 
 if __name__ == "__main__":
-    take_part(json.load(sys.stdin), *map(int, sys.argv[1:]))
+    ready = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    take_part(json.load(sys.stdin), *map(int, sys.argv[1:]), ready)

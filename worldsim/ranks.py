@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from worldsim.scenario import Case
     from worldsim.store import Store
 
+READY = "ready\n"
+"""What a rank says when it has built everything and is about to join."""
 LONGEST = timedelta(minutes=10)
-"""How long one rank waits for another, which may have ended before it joined."""
+"""How long one rank waits for another in one exchange."""
 PATIENCE = 120.0
 """Seconds that the others have to end after rank 0 has."""
 
@@ -89,7 +91,8 @@ def document_of(case: Case, store: Store) -> dict[str, Any]:
 def ranks_of(case: Case, store: Store) -> Iterator[Ranks | None]:
     """Rank 0 of a case whose ``fit.processes`` are several, the others being under way; None for one.
 
-    Raises WorldsimError without Lightning Fabric, and when another rank ended in an error.
+    Raises WorldsimError without Lightning Fabric, and when another rank ended in an error: before it joined,
+    or at the end.
     """
     count = case.spec.fit.processes
     if count == 1:
@@ -102,6 +105,11 @@ def ranks_of(case: Case, store: Store) -> Iterator[Ranks | None]:
     task = json.dumps(document_of(case, store))
     others = [_started(task, rank, count, port) for rank in range(1, count)]
     try:
+        for rank, process in enumerate(others, 1):
+            assert process.stdout is not None
+            if process.stdout.readline() != READY:
+                code = process.wait(PATIENCE)
+                raise WorldsimError(f"rank {rank} of the fit ended with exit code {code} before it joined")
         with joined(0, count, port, case.device) as ranks:
             yield ranks
         for rank, process in enumerate(others, 1):
@@ -111,6 +119,8 @@ def ranks_of(case: Case, store: Store) -> Iterator[Ranks | None]:
         for process in others:
             process.kill()
             process.wait()
+            if process.stdout:
+                process.stdout.close()
 
 
 def _started(task: str, rank: int, count: int, port: int) -> subprocess.Popen[str]:
@@ -118,6 +128,7 @@ def _started(task: str, rank: int, count: int, port: int) -> subprocess.Popen[st
     process = subprocess.Popen(
         [sys.executable, "-m", "worldsim.rank", str(rank), str(count), str(port)],
         stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR"},
     )

@@ -98,3 +98,19 @@ def test_a_rank_whose_first_one_is_gone_ends(tmp_path):
         [sys.executable, "-m", "worldsim.rank", "1", "2", "1"], input="{}", text=True, capture_output=True
     )
     assert ended.returncode != 0
+
+
+DYING = """
+import os, sys
+if sys.argv[0].endswith("rank.py"):
+    print("x" * 100_000, "in a rank", flush=True)
+    os._exit(7)
+"""
+
+
+def test_a_rank_that_ends_before_it_joins_is_not_waited_for(tmp_path, capfd):
+    (tmp_path / "one.yaml").write_text(SCENARIO.format(processes=2, model="{name: neural_ode, width: 8}"))
+    (tmp_path / "dying.py").write_text(DYING)
+    results = run(tmp_path / "one.yaml", out=tmp_path / "out", plugins=[tmp_path / "dying.py"])
+    assert "rank 1 of the fit ended with exit code 7 before it joined" in results.failure(results.entries[0])
+    assert "in a rank" in capfd.readouterr().err
