@@ -33,7 +33,7 @@ LAYERS = [
     "mechanisms",
     "hookspecs events children worker",
     "protocols",
-    "errors changes leases",
+    "errors changes leases determinism",
 ]
 """From the top down; a module may import those beside it and below it."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,20 +69,26 @@ def build_uses(case: Case, system: System) -> list[Use]:
     ]
 
 
-def fit_model(case: Case, model: Any, truth: dict[str, Trajectory], store: Store) -> None:
-    """Train, or load what was trained; a fit that was interrupted goes on where its checkpoint is."""
-    if has_weights(case, model, store):
+def fit_model(
+    case: Case, model: Any, truth: dict[str, Trajectory], store: Store, nondeterministic: set[str]
+) -> None:
+    """Train, or load what was trained; a fit that was interrupted goes on where its checkpoint is.
+
+    Names of operations without a deterministic form are kept with the weights, and added to
+    ``nondeterministic`` when those are loaded.
+    """
+    if has_weights(case, model, store, nondeterministic):
         return
     saved = store.open_fit(case.fit_key)
 
-    def save(tensors: Tensors) -> None:
-        store.keep_fit(case.fit_key, tensors, {"finished": "no"})
+    def keep(tensors: Tensors, **words: str) -> None:
+        if nondeterministic:
+            words["nondeterministic"] = "\n".join(sorted(nondeterministic))
+        store.keep_fit(case.fit_key, tensors, words)
 
     with ranks_of(case, store) as ranks:
-        report = train(case, model, truth, saved[0] if saved else None, ranks, save)
-    store.keep_fit(
-        case.fit_key, model.state_dict(), {"finished": "yes", **{k: repr(v) for k, v in report.items()}}
-    )
+        report = train(case, model, truth, saved[0] if saved else None, ranks, partial(keep, finished="no"))
+    keep(model.state_dict(), finished="yes", **{k: repr(v) for k, v in report.items()})
 
 
 def train(
@@ -107,11 +114,13 @@ def train(
     )  # fmt: skip
 
 
-def has_weights(case: Case, model: Any, store: Store) -> bool:
+def has_weights(case: Case, model: Any, store: Store, nondeterministic: set[str] | None = None) -> bool:
     """Whether ``model`` needs no training: there is nothing to train, or its finished fit is loaded now."""
     if case.is_baseline or not model.trainable or not any(p.requires_grad for p in model.parameters()):
         return True
     saved = store.open_fit(case.fit_key)
+    if nondeterministic is not None and saved is not None:
+        nondeterministic |= set(saved[1].get("nondeterministic", "").split("\n")) - {""}
     if saved is None or saved[1].get("finished") != "yes":
         return False
     try:

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Collection
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +17,19 @@ if TYPE_CHECKING:
     from worldsim.scenario import Case
 
 REPRODUCIBILITY = "bit-identical for the same key, device class and torch build; to tolerance elsewhere"
+TO_TOLERANCE = "to tolerance: there is no deterministic form here of "
 
 
-def provenance(case: Case) -> dict[str, Any]:
-    """Versions, hardware, plugins and the key document of one case."""
+def provenance(case: Case, nondeterministic: Collection[str] = ()) -> dict[str, Any]:
+    """Versions, hardware, plugins and the key document of one case; and how far it is reproducible, given the
+    operations it used that have no deterministic form."""
+    without = ", ".join(sorted(nondeterministic))
     return {
         "key": case.key,
         "label": case.label,
         "meaning": case.meaning,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "reproducibility": REPRODUCIBILITY,
+        "reproducibility": TO_TOLERANCE + without if without else REPRODUCIBILITY,
         **environment(),
     }
 

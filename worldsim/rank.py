@@ -1,7 +1,7 @@
 """``python -m worldsim.rank RANK COUNT PORT``: one of the processes that fit a model, see ``ranks``.
 
-The case comes as JSON in the standard input. The standard output is for one word to rank 0, which must not wait
-for a rank that has ended; what plugins print goes where errors go. Only rank 0 keeps anything.
+The case comes as JSON in the standard input. The standard output is for one word to rank 0, which must not
+wait for a rank that has ended; what plugins print goes where errors go. Only rank 0 keeps anything.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 
-def take_part(task: dict[str, Any], rank: int, count: int, port: int, ready: TextIO) -> None:
+def take_part(ready: TextIO, task: dict[str, Any], rank: int, count: int, port: int) -> None:
     """Build the model and the truth of ``task``, and fit it with the others."""
     from worldsim.build import build_model, build_systems, train
+    from worldsim.determinism import deterministic
     from worldsim.errors import WorldsimError
     from worldsim.plugins import registry
     from worldsim.ranks import READY, joined
     from worldsim.reading import from_document
-    from worldsim.run import one_thread
     from worldsim.scenario import Case
     from worldsim.store import Store
     from worldsim.truth import SEEDED, simulate_split
@@ -31,7 +31,7 @@ def take_part(task: dict[str, Any], rank: int, count: int, port: int, ready: Tex
     case = Case(scenario, task["model"], task["seed"], device, task["dtype"])
     if case.key != task["key"]:
         raise WorldsimError("the code of a plugin changed since the plan was made; run again")
-    with one_thread():
+    with deterministic():
         systems = build_systems(case)
         truth = {split: simulate_split(case, split, systems[split]) for split in systems if split in SEEDED}
         model = build_model(case, systems["train"], truth)
@@ -45,4 +45,4 @@ def take_part(task: dict[str, Any], rank: int, count: int, port: int, ready: Tex
 if __name__ == "__main__":
     ready = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    take_part(json.load(sys.stdin), *map(int, sys.argv[1:]), ready)
+    take_part(ready, json.load(sys.stdin), *map(int, sys.argv[1:]))

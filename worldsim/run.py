@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import xarray as xr
 
 from worldsim import failures
 from worldsim.build import build_model, build_systems, fit_model, load_weights, prepare, roll_out
+from worldsim.determinism import deterministic
 from worldsim.errors import NotFinite, WorldsimError
 from worldsim.leases import lease
 from worldsim.protocols import System
@@ -58,8 +57,8 @@ def run_case(
     begun, cpu_begun = time.monotonic(), time.process_time() if cpu_begun is None else cpu_begun
     case.scenario.registry.notify("worldsim_case_started", case=case)
     try:
-        with one_thread(), lease(store.root, case.key):
-            status = _run(case, store, train)
+        with deterministic() as nondeterministic, lease(store.root, case.key):
+            status = _run(case, store, train, nondeterministic)
         message = failures.flag(store, case.key)
         kind = "nonfinite" if message else ""
     except (Exception, SystemExit) as error:
@@ -85,7 +84,8 @@ def exit_code(error: BaseException) -> int | None:
     return error.code if isinstance(error.code, int) else int(error.code is not None)
 
 
-def _run(case: Case, store: Store, train: bool) -> str:
+def _run(case: Case, store: Store, train: bool, nondeterministic: set[str]) -> str:
+    """What became of it; ``nondeterministic`` names what had no deterministic form so far."""
     missing = [part for part in scored_parts(case) if store.open_scores(case.key, part.key) is None]
     if store.has_run(case.key) and not missing:
         return "kept"
@@ -98,7 +98,7 @@ def _run(case: Case, store: Store, train: bool) -> str:
     }
     model = build_model(case, systems["train"], truth)
     if train:
-        fit_model(case, model, truth, store)
+        fit_model(case, model, truth, store, nondeterministic)
     else:
         load_weights(case, model, store)
     if not rolled:
@@ -107,7 +107,7 @@ def _run(case: Case, store: Store, train: bool) -> str:
             groups[split], spent[split] = roll_out(case, model, split, truth[split], systems[split])
         where = failures.not_finite(groups)
         tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs={"worldsim_key": case.key}), **groups})
-        about = {**provenance(case), "rollout_cpu_seconds": spent, "not_finite": where}
+        about = {**provenance(case, nondeterministic), "rollout_cpu_seconds": spent, "not_finite": where}
         store.keep_run(case.key, tree, about)
     else:
         tree = store.open_run(case.key)
@@ -145,14 +145,3 @@ def _score(
             store.keep_scores(case.key, part.key, scores)
     if broken:
         raise broken[0]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """A sum's bits depend on how many threads share it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
