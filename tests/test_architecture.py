@@ -25,7 +25,7 @@ LAYERS = [
     "quick ranks",
     "selection index",
     "plan_files",
-    "fit score store archive scenario reading schema truth trees wrapped constrained baselines provenance costs",  # noqa: E501
+    "fit score store archive scenario reading checking schema truth trees wrapped constrained baselines provenance costs",  # noqa: E501
     "sweeps untrusted seals",
     "files",
     "plugins params component_schema",

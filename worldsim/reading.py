@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from worldsim.checking import Checks
 from worldsim.errors import Problem, ScenarioError, WorldsimError, did_you_mean
-from worldsim.mechanisms import COVARIANCES, GRADIENTS, MECHANISMS, Held, missing_mechanisms, undefined
+from worldsim.mechanisms import COVARIANCES, GRADIENTS, MECHANISMS, Held
 from worldsim.params import Component, ParamErrors, component, explain
 from worldsim.plugins import Registry, registry
 from worldsim.scenario import (
-    Composition,
+    IDENTIFIER,
+    LABEL,
     ConstraintUse,
     DataSettings,
     FitSettings,
@@ -27,15 +27,11 @@ from worldsim.scenario import (
 )
 from worldsim.strict_yaml import Document, read
 from worldsim.sweeps import World, expand
-from worldsim.yaml_nodes import Node
+from worldsim.yaml_nodes import Location, Node
 
 BASELINE_NAMES = ("truth", "persistence", "climatology", "constant", "shuffled", "uniform", "memoriser")
 STANDARD_BASELINES = ["truth", "persistence", "climatology", "constant", "shuffled"]
-IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-LABEL = re.compile(IDENTIFIER.pattern + r"(\[[A-Za-z0-9._=,+-]{1,128}\][A-Za-z0-9._-]{0,63})?")
-"""A name, and what was swept to make it: ``flow[width=64,depth=2]``."""
 MAX_FRAMES = 10_000_000
-Location = tuple[str | int, ...]
 HELD_BY = ("mechanisms", "weight", "noise", "covariance", "gradients")
 """The keys beside a constraint's own that say how a model is held to it."""
 
@@ -104,7 +100,6 @@ class Reader:
         self.data = world.data
         self.plugins = plugins
         self.problems: list[Problem] = list(problems)
-        self.places: dict[str, Location] = {}
 
     def problem(self, loc: Location, message: str, hint: str = "") -> None:
         self.problems.append(self.document.problem(self.world.written(loc), message, hint))
@@ -145,13 +140,16 @@ class Reader:
             draws, tuple(seeds), self.data, self.plugins, self.document.path, master,
             tuple(published), tags=tags,
         )  # fmt: skip
-        scenario = self.composed(scenario, under)
+        checks = Checks(self.plugins, self.problem)
+        scenario = checks.composed(scenario, under)
         self.stop_if_wrong()
-        self.check_splits(scenario)
+        checks.splits(scenario)
         self.stop_if_wrong()
-        system = self.check_capabilities(scenario)
+        system = checks.capabilities(scenario)
         self.stop_if_wrong()
-        return self.with_available_baselines(scenario, system)
+        scenario = checks.with_available_baselines(scenario, system)
+        self.stop_if_wrong()
+        return scenario
 
     def stop_if_wrong(self) -> None:
         if self.problems:
@@ -307,44 +305,6 @@ class Reader:
         found = [self.use((*loc, index), item) for index, item in enumerate(value)]
         return tuple(use for use in found if use is not None)
 
-    def composed(self, scenario: Scenario, under: Sequence[ConstraintUse]) -> Scenario:
-        """``scenario`` with each of its models once more under each constraint of ``under``, where there is
-        such a model; why there is none is kept otherwise."""
-        models, compositions = dict(scenario.models), {}
-        for index, use in enumerate(under):
-            word = f"{use.component.name.rpartition('/')[2]}.{use.held.word}"
-            for base, spec in scenario.models.items():
-                label, why = f"{base}.{word}", self.lacking(spec, use, scenario)
-                if label in models or label in compositions:
-                    self.problem(
-                        ("under", index), f"there is a model {label!r} already", "take one of them out"
-                    )
-                elif not LABEL.fullmatch(label):
-                    self.problem(
-                        ("models", base), f"{label!r} cannot label a model", "give it a shorter label"
-                    )
-                elif spec.uses:
-                    hint = "write them into under, or take under out"
-                    self.problem(("models", base), "constraints of a model beside 'under'", hint)
-                else:
-                    compositions[label] = Composition(base, use, why)
-                    self.places[label] = ("under", index)
-                    if not why:
-                        models[label] = replace(spec, uses=(use,))
-        return replace(scenario, models=models, compositions=compositions)
-
-    def lacking(self, model: ModelSpec, use: ConstraintUse, scenario: Scenario) -> str:
-        """Why ``model`` cannot be held to a constraint so (as far as its builder tells), or ""."""
-        builder = self.plugins.builder("model", model.component.name)
-        lacks = missing_mechanisms(builder, use.held.mechanisms) if isinstance(builder, type) else []
-        try:
-            system = scenario.system.build(self.plugins)
-            constraint = use.component.build(self.plugins, system=system)
-        except (ValueError, TypeError, ImportError, WorldsimError):
-            return ", ".join(lacks)  # that it cannot be built is told with its place
-        why = undefined(constraint, use.held, builder, tuple(model.component.params))
-        return ", ".join([*lacks, *([why] if why else [])])
-
     def use(self, loc: Location, item: Any) -> ConstraintUse | None:
         item = {"name": item} if isinstance(item, str) else item
         if not isinstance(item, Mapping):
@@ -435,112 +395,3 @@ class Reader:
                 self.problem(
                     (*loc, "horizon"), f"{split.horizon} is not a multiple of data.step = {data.step}", near
                 )
-
-    def check_splits(self, scenario: Scenario) -> None:
-        """Each split's own system parameters, checked as the system's are."""
-        base = self.data["system"]
-        base = {"name": base} if isinstance(base, str) else base
-        for name, split in scenario.data.splits.items():
-            if "name" in split.system:
-                self.problem(("data", "splits", name, "system", "name"), "a split cannot change the system",
-                             "write another scenario")  # fmt: skip
-                continue
-            self.component("system", ("data", "splits", name, "system"), {**base, **split.system})
-
-    def with_available_baselines(self, scenario: Scenario, system: Any) -> Scenario:
-        """Baselines that this system cannot have: an error where they were asked for, left out otherwise."""
-        from worldsim.baselines import unavailable
-
-        smallest = min(scenario.data.splits[name].trajectories for name in scenario.scored_splits)
-        reasons = {name: unavailable(name, system, smallest) for name in scenario.baselines}
-        for index, (name, reason) in enumerate(reasons.items()):
-            if reason and "baselines" in self.data:
-                self.problem(("baselines", index), f"{name!r} cannot be used: {reason}")
-        self.stop_if_wrong()
-        return replace(scenario, baselines=tuple(name for name, reason in reasons.items() if not reason))
-
-    def check_capabilities(self, scenario: Scenario) -> Any:
-        """What components say they need of the system (``needs``), before anything is computed."""
-        try:
-            system = scenario.system.build(self.plugins)
-        except (ValueError, TypeError, ImportError, WorldsimError) as error:
-            self.problem(("system",), str(error))
-            return None
-        parts: list[tuple[Location, Component]] = [
-            *((("constraints", i), part) for i, part in enumerate(scenario.constraints)),
-            *((("metrics", i), spec.component) for i, spec in enumerate(scenario.metrics)),
-        ]
-        for label, model in scenario.models.items():
-            if label in self.places:
-                parts.append((self.places[label], model.uses[0].component))
-                continue
-            parts.append((("models", label), model.component))
-            parts += [(("models", label, "constraints", i), u.component) for i, u in enumerate(model.uses)]
-        for loc, part in dict(parts).items():
-            self.check_part(loc, part, scenario.system.name, system)
-        for label, model in scenario.models.items():
-            if label in self.places:
-                continue
-            self.check_mechanisms(label, model, scenario)
-            self.check_inputs(label, model, scenario, system)
-        for split, other in scenario.split_systems.items():
-            if other != scenario.system:
-                self.check_other_world(split, other, scenario)
-        return system
-
-    def check_other_world(self, split: str, world: Component, scenario: Scenario) -> None:
-        """Whether the system of a split can be built, and what is scored there can be built for it."""
-        loc = ("data", "splits", split, "system")
-        try:
-            system = world.build(self.plugins)
-        except (ValueError, TypeError, ImportError, WorldsimError) as error:
-            self.problem(loc, str(error))
-            return
-        parts = [use.component for model in scenario.models.values() for use in model.uses]
-        if split in scenario.scored_splits:
-            parts += scenario.constraints
-            parts += [spec.component for spec in scenario.metrics if split in (spec.splits or [split])]
-        for part in parts:
-            self.check_part(loc, part, scenario.system.name, system)
-
-    def check_part(self, loc: Location, part: Component, name: str, system: Any) -> None:
-        """What one component needs of the system, and whether it can be built for it."""
-        from worldsim import protocols
-
-        needs = getattr(self.plugins.builder(part.noun, part.name), "needs", ())
-        missing = [need for need in needs if not isinstance(system, getattr(protocols, need))]
-        for need in missing:
-            about = (getattr(protocols, need).__doc__ or "").split("\n")[0]
-            self.problem(loc, f"{part.name!r} needs a system with {need}; {name!r} is none", about)
-        if missing or part.noun not in ("constraint", "metric"):
-            return
-        try:
-            part.build(self.plugins, system=system)
-        except (ValueError, TypeError, WorldsimError) as error:
-            self.problem(loc, str(error))
-
-    def check_inputs(self, label: str, model: ModelSpec, scenario: Scenario, system: Any) -> None:
-        """Whether a model takes the actions, and has the frames of context, that it says it needs."""
-        from worldsim.protocols import HasActions
-
-        name, loc = model.component.name, ("models", label)
-        builder = self.plugins.builder("model", name)
-        if not getattr(builder, "driven", True) and isinstance(system, HasActions):
-            world = scenario.system.name
-            self.problem(loc, f"{name!r} takes no actions, and {world!r} is driven", "take a model that does")
-        reads = getattr(builder, "reads", None)
-        frames, given = model.component.params[reads] if reads else 1, scenario.data.context
-        if frames > given:
-            self.problem(
-                loc,
-                f"{name!r} reads {frames} frames before a forecast, and data.context is {given}",
-                f"raise data.context, or lower {reads} of the model",
-            )
-
-    def check_mechanisms(self, label: str, model: ModelSpec, scenario: Scenario) -> None:
-        """Whether a model can be held to its constraints as it is asked to (where builders are classes)."""
-        for index, use in enumerate(model.uses):
-            lacks = self.lacking(model, use, scenario)
-            if lacks:
-                loc = ("models", label, "constraints", index)
-                self.problem(loc, f"{model.component.name!r} cannot be held to it by {lacks}")

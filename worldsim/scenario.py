@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -24,6 +25,9 @@ from worldsim.plugins import Provider, Registry
 
 SCHEMA_VERSION = 1
 Number = Annotated[float, Field(allow_inf_nan=False)]
+IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+LABEL = re.compile(IDENTIFIER.pattern + r"(\[[A-Za-z0-9._=,+-]{1,128}\][A-Za-z0-9._-]{0,63})?")
+"""A name, and what was swept to make it: ``flow[width=64,depth=2]``."""
 
 
 class Section(BaseModel):

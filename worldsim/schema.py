@@ -8,8 +8,8 @@ from typing import Any
 from worldsim.component_schema import json_schema
 from worldsim.mechanisms import COVARIANCES, GRADIENTS, MECHANISMS
 from worldsim.plugins import Registry
-from worldsim.reading import BASELINE_NAMES, IDENTIFIER, LABEL, REQUIRED
-from worldsim.scenario import DataSettings, FitSettings, Published, Section
+from worldsim.reading import BASELINE_NAMES, REQUIRED
+from worldsim.scenario import IDENTIFIER, LABEL, DataSettings, FitSettings, Published, Section
 from worldsim.sweeps import SWEPT
 
 Schema = dict[str, Any]

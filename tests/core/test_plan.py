@@ -364,9 +364,9 @@ def test_a_case_is_running_while_somebody_says_so(tmp_path, monkeypatch):
     seen = []
     inner = run._run
 
-    def watched(case, store, train):
+    def watched(case, store, *rest):
         seen.append((case.key, set(leases.live(store.root))))
-        return inner(case, store, train)
+        return inner(case, store, *rest)
 
     monkeypatch.setattr(run, "_run", watched)
     worldsim.run(scenario(models={"ode": DOCUMENT["models"]["ode"]}), out=tmp_path, models=["truth"])

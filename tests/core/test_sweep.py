@@ -12,7 +12,8 @@ from worldsim.errors import ScenarioError, WorldsimError
 from worldsim.planning import make_plan
 from worldsim.plugins import registry
 from worldsim.quick import first_look
-from worldsim.reading import LABEL, from_document
+from worldsim.reading import from_document
+from worldsim.scenario import LABEL
 
 SPLIT = {"trajectories": 4, "horizon": 0.5}
 DOCUMENT = {
