@@ -23,6 +23,7 @@ from worldsim.worker import own_tail
 if TYPE_CHECKING:
     from worldsim.run import Receipt
     from worldsim.scenario import Scenario
+    from worldsim.truth import Truths
 
 SCENARIOS = 64
 """How many scenarios a worker keeps as they were read."""
@@ -103,11 +104,13 @@ def compute(
     say: Say | None = None,
     log: Callable[[], str] | None = None,
     scenario: Scenario | None = None,
+    truths: Truths | None = None,
 ) -> Receipt:
     """One task, in whatever process this is: the worker loads plugins and reads the scenario itself.
 
     ``say`` is told how far a fit is; ``log`` gives the end of what this process has written in this case;
-    ``scenario`` is the task's where it has been read before.
+    ``scenario`` is the task's where it has been read before, and ``truths`` what its cases before have
+    simulated.
     """
     from worldsim.run import run_case
     from worldsim.scenario import Case
@@ -118,7 +121,7 @@ def compute(
     if task.key and case.key != task.key:
         return failed(task, "the code of a plugin changed since the plan was made; run again")
     with _watched(case, say):
-        return run_case(case, store, task.train, log, begun)
+        return run_case(case, store, task.train, log, begun, truths)
 
 
 def read_scenario(task: Task) -> Scenario:
@@ -177,9 +180,16 @@ class InProcess:
     """One case after another, here: for debugging, and for a handful of cases."""
 
     def run(self, tasks: Sequence[Task], watch: Watch = unwatched) -> Generator[Receipt]:
+        from worldsim.truth import Truths
+
+        truths = Truths()
+
+        def say(text: str) -> None:
+            watch(Progress("here", task.label, text))
+
         for task in tasks:
             watch(Progress("here", task.label))
-            yield compute(task, lambda text, label=task.label: watch(Progress("here", label, text)))  # type: ignore[misc]
+            yield compute(task, say, truths=truths)
 
     def cancel(self) -> None:
         """Abandon the case under way, which this thread is in: KeyboardInterrupt is raised in it."""
@@ -247,16 +257,18 @@ class Supervised:
 
         import worldsim.run
         from worldsim.plugins import registry
+        from worldsim.truth import Truths
 
         torch.set_num_threads(1)
         _ = registry(tuple(map(Path, plugins))).tables, worldsim.run
         self.document: Mapping[str, Any] | None = None
         self.scenario: Scenario | None = None
+        self.truths = Truths()
 
     def __call__(self, document: Mapping[str, Any], task: Task, say: Say) -> Receipt:
         if document is not self.document:
             self.document, self.scenario = document, read_scenario(replace(task, document=document))
-        return compute(task, say, own_tail, self.scenario)
+        return compute(task, say, own_tail, self.scenario, self.truths)
 
 
 def carry_out(

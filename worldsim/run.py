@@ -22,7 +22,7 @@ from worldsim.score import ScoredPart, scored_parts, to_document
 from worldsim.seeds import derive, forked
 from worldsim.store import Store, provenance_of
 from worldsim.trees import from_dataset
-from worldsim.truth import SEEDED, simulate_split
+from worldsim.truth import SEEDED, Truths
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,19 @@ def run_case(
     train: bool = True,
     log: Callable[[], str] | None = None,
     cpu_begun: float | None = None,
+    truths: Truths | None = None,
 ) -> Receipt:
     """Compute what is not kept yet of one case. Whatever goes wrong is kept as a failure, not raised.
 
     ``train`` false asks for the weights of a fit that is kept, and fails where there are none. ``log`` gives
-    the end of what this case has written. A plugin that would leave the process costs its case alone.
+    the end of what this case has written. ``truths`` has those of cases before. A plugin that would leave the
+    process costs its case alone.
     """
     begun, cpu_begun = time.monotonic(), time.process_time() if cpu_begun is None else cpu_begun
     case.scenario.registry.notify("worldsim_case_started", case=case)
     try:
         with deterministic() as nondeterministic, lease(store.root, case.key):
-            status = _run(case, store, train, nondeterministic)
+            status = _run(case, store, train, truths or Truths(), nondeterministic)
         message = failures.flag(store, case.key)
         kind = "nonfinite" if message else ""
     except (Exception, SystemExit) as error:
@@ -84,7 +86,7 @@ def exit_code(error: BaseException) -> int | None:
     return error.code if isinstance(error.code, int) else int(error.code is not None)
 
 
-def _run(case: Case, store: Store, train: bool, nondeterministic: set[str]) -> str:
+def _run(case: Case, store: Store, train: bool, truths: Truths, nondeterministic: set[str]) -> str:
     """What became of it; ``nondeterministic`` names what had no deterministic form so far."""
     missing = [part for part in scored_parts(case) if store.open_scores(case.key, part.key) is None]
     if store.has_run(case.key) and not missing:
@@ -92,9 +94,7 @@ def _run(case: Case, store: Store, train: bool, nondeterministic: set[str]) -> s
     systems = build_systems(case)
     rolled = store.has_run(case.key)
     truth = {
-        split: simulate_split(case, split, systems[split])
-        for split in systems
-        if split in SEEDED or not rolled
+        split: truths.split(case, split, systems[split]) for split in systems if split in SEEDED or not rolled
     }
     model = build_model(case, systems["train"], truth)
     if train:

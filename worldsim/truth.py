@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,45 @@ from worldsim.protocols import HasActions, Start, System, Trajectory
 from worldsim.seeds import generator
 
 if TYPE_CHECKING:
-    from worldsim.scenario import Case
+    from worldsim.scenario import Case, Scenario
 
 SEEDED = ("train", "validation")
 """Splits that differ from seed to seed; every other split is the same for all models and all seeds."""
+
+
+LARGEST = 64 * 2**20
+"""Bytes of truths that a process keeps for the next case."""
+
+
+class Truths:
+    """Truths of one scenario that its cases share: all models have one at each seed. Each is simulated once
+    in a process, as far as there is room for it."""
+
+    def __init__(self) -> None:
+        self.scenario: Scenario | None = None
+        self.kept: dict[tuple[str, int], Trajectory] = {}
+
+    def split(self, case: Case, split: str, system: System) -> Trajectory:
+        """What ``simulate_split`` gives. It is the caller's own: nothing done to it is seen by the next."""
+        if case.scenario is not self.scenario:
+            self.scenario, self.kept = case.scenario, {}
+        key = split, seed_of(case, split)
+        truth = self.kept.pop(key, None) or simulate_split(case, split, system)
+        if bytes_of(truth) <= LARGEST:
+            self.kept[key] = truth  # at the end: what was used last goes last
+            while sum(map(bytes_of, self.kept.values())) > LARGEST:
+                self.kept.pop(next(iter(self.kept)))
+        return copy.deepcopy(truth)
+
+
+def bytes_of(truth: Trajectory) -> int:
+    tensors = (truth.states, truth.times, truth.actions, truth.length, *truth.observables.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def seed_of(case: Case, split: str) -> int:
+    """The seed of a split of a case, or -1 for one that all cases share."""
+    return case.seed if split in SEEDED else -1
 
 
 def time_grid(step: float, horizon: float) -> torch.Tensor:
@@ -28,7 +64,7 @@ def simulate_split(case: Case, split: str, system: System) -> Trajectory:
     """The trajectories of one split, block by block: one generator for each block, none walked in order."""
     settings = case.scenario.data.splits[split]
     times = time_grid(case.scenario.data.step, settings.horizon)
-    seed = case.seed if split in SEEDED else -1
+    seed = seed_of(case, split)
     size = case.scenario.data.block
     starts, blocks = [], []
     for index, first in enumerate(range(0, settings.trajectories, size)):
