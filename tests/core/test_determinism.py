@@ -8,6 +8,7 @@ import worldsim
 from worldsim.archive import provenance_of
 from worldsim.determinism import WORKSPACE, deterministic
 from worldsim.provenance import REPRODUCIBILITY
+from worldsim.report import write_report
 
 CARELESS = '''
 import torch
@@ -93,6 +94,8 @@ def test_a_result_says_how_far_it_is_reproducible(tmp_path):
     first, paths = said()
     without = "to tolerance: there is no deterministic form here of put_"
     assert first == {"careless": without, "still": REPRODUCIBILITY}
+    report = write_report(worldsim.open_results(tmp_path / "out"), tmp_path / "report.html").read_text()
+    assert f"{without} (said/careless); {REPRODUCIBILITY} (said/still)" in report
     for path in paths:
         path.unlink()
     assert said()[0] == first, "the weights that were kept say so too"

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from worldsim.errors import WorldsimError
+from worldsim.errors import ResultError, WorldsimError
 from worldsim.report.sections import Section, section
 from worldsim.results import Results
 
@@ -79,7 +80,6 @@ def _hash(script: str) -> str:
 
 def _provenance(results: Results, sections: list[Section]) -> dict[str, str]:
     """What was run on what; only what is known."""
-    from worldsim.provenance import REPRODUCIBILITY
     from worldsim.scenario import SCHEMA_VERSION
 
     entries = results.entries
@@ -87,5 +87,26 @@ def _provenance(results: Results, sections: list[Section]) -> dict[str, str]:
     known["devices"] = ", ".join(sorted({f"{entry.device} ({entry.dtype})" for entry in entries}))
     known["cases"] = f"{sum(part.done for part in sections)} of {len(entries)} done"
     known["key scheme"] = f"schema {SCHEMA_VERSION}: the hash of what a case means and of plugin versions"
-    known["reproducibility"] = REPRODUCIBILITY
+    known["reproducibility"] = _reproducibility(results)
     return {key: str(value) for key, value in known.items() if value not in ("", None)}
+
+
+def _reproducibility(results: Results) -> str:
+    """What a result of each model says of it, and of which models where they differ."""
+    from worldsim.store import provenance_of
+
+    said: dict[str, list[str]] = {}
+    seen: set[tuple[str, str]] = set()
+    for entry in results.entries:
+        name = entry.scenario, entry.model
+        if name in seen or not results.store.has_run(entry.key):
+            continue
+        seen.add(name)
+        with suppress(ResultError):  # a damaged one is told of where its numbers would be
+            word = provenance_of(results.store.run_path(entry.key)).get("reproducibility", "")
+            said.setdefault(f"{word:.200}", []).append("/".join(name))
+    if len(said) < 2:
+        return "".join(said)
+    return "; ".join(
+        f"{word} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})" for word, names in said.items()
+    )
