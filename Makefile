@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run test lint docs studies bench browser clean
+.PHONY: help run test faults lint docs studies bench browser clean
 
 VENV ?= .venv
 RESULTS ?= results/quickstart
@@ -23,6 +23,7 @@ export MKL_NUM_THREADS := 1
 help:
 	@echo "make run      install into $(VENV), run scenarios/quickstart, print the tables, write the report"
 	@echo "make test     the tests"
+	@echo "make faults   the 25 trials of what may go wrong in a batch; K='1 10' for some, KILLS=5 for fewer kills"
 	@echo "make lint     ruff and mypy"
 	@echo "make docs     the documentation, in docs/_build/html"
 	@echo "make studies  the published claims, measured again; K=s50 for one of them"
@@ -35,6 +36,9 @@ run: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+faults: $(VENV)/.installed
+	$(BIN)/python tests/faults $(K) $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
