@@ -1,5 +1,6 @@
 """A plugin that goes wrong in the way it is asked to."""
 
+import ctypes
 import os
 import pathlib
 import sys
@@ -64,11 +65,34 @@ class Perilous:
         print("raising")
         raise RuntimeError("boom")
 
+    def reads_nowhere(self, states):
+        ctypes.string_at(0)
+
+    def aborts(self, states):
+        os.abort()
+
     def wants_memory(self, states):
         raise MemoryError
 
     def wants_a_tensor(self, states):
         torch.empty(2**56)
+
+    def wants_a_tensor_of_a_gpu(self, states):
+        torch.empty(2**50, device="cuda")
+
+    def hoards(self, states):
+        kept = []
+        while True:
+            kept.append(bytearray(os.urandom(1)) * 2**25)
+            time.sleep(0.01)
+
+    def is_busy(self, states):
+        while True:
+            pass
+
+    def sleeps_in_c(self, states):
+        """Holds the interpreter's lock and never gives it back."""
+        ctypes.PyDLL(None).sleep(600)
 
     def sleeps(self, states):
         mark = pathlib.Path(os.environ["MARK"])

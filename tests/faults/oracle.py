@@ -8,6 +8,7 @@ run has ended with 0 and work missing (``ended``); and no process is left behind
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import signal
@@ -26,6 +27,8 @@ from worldsim.verifying import verify
 
 SUITE = Path(__file__).parent / "suite"
 """Scenarios of real plugins, small enough that a run of all takes seconds beside its start."""
+PERILOUS = Path(__file__).parent.parent / "core" / "perilous_world.py"
+"""A plugin whose models go wrong as they are asked to."""
 PLUGINS = "pendulum,mass_spring,neural_ode,hamiltonian,explicit,adaptive,symplectic,rollout,invariants"
 """What the suite needs: processes start sooner without the rest."""
 MARK = "WORLDSIM_TRIAL"
@@ -119,10 +122,39 @@ def readable(read):
     return True
 
 
-def digest(out):
-    """A hash of everything decoded that is kept in a results folder: arrays, scores, states."""
-    results, found = open_results(out), hashlib.sha256(repr(states_of(out)).encode())
+def perilous(folder, *perils):
+    """The file of a scenario with a model for each of the perils, in this order, and a baseline."""
+    split = {"trajectories": 4, "horizon": 2.0}
+    document = {
+        "about": "What becomes of cases that go wrong, and of those beside them?",
+        "system": "decay",
+        "data": {"step": 0.5, "splits": {"train": split, "test": split}},
+        "models": {peril: {"name": "perilous", "peril": peril} for peril in perils},
+        "metrics": ["rollout"],
+        "baselines": ["persistence"],
+        "seeds": [0],
+    }
+    file = Path(folder) / "perilous.yaml"
+    file.write_text(json.dumps(document), encoding="utf-8")
+    return file
+
+
+def failures_of(out):
+    """Model -> what is kept about its failure."""
+    results = open_results(out)
+    found = {entry.model: results.store.open_failure(entry.key) for entry in results.entries}
+    return {model: failure for model, failure in found.items() if failure}
+
+
+def digest(out, models=None):
+    """A hash of everything decoded that is kept in a results folder: arrays, scores, states; of some
+    ``models`` alone where they are given."""
+    results, found = open_results(out), hashlib.sha256()
+    states = dict(states_of(out))
     for entry in sorted(results.entries, key=lambda entry: (entry.label, entry.key)):
+        if models is not None and entry.model not in models:
+            continue
+        found.update(states[entry.label].encode())
         found.update(f"{entry.label} {entry.key}".encode())
         if results.store.has_run(entry.key):
             tree = results.store.open_run(entry.key)
