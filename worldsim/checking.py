@@ -65,7 +65,7 @@ class Checks:
         try:
             system = scenario.system.build(self.plugins)
             constraint = use.component.build(self.plugins, system=system)
-        except (ValueError, TypeError, ImportError, WorldsimError):
+        except (Exception, SystemExit):
             return ", ".join(lacks)  # that it cannot be built is told with its place
         why = undefined(constraint, use.held, builder, tuple(model.component.params))
         return ", ".join([*lacks, *([why] if why else [])])
@@ -98,10 +98,8 @@ class Checks:
 
     def capabilities(self, scenario: Scenario) -> Any:
         """What components say they need of the system (``needs``), before anything is computed."""
-        try:
-            system = scenario.system.build(self.plugins)
-        except (ValueError, TypeError, ImportError, WorldsimError) as error:
-            self.problem(("system",), str(error))
+        system = self.built(("system",), scenario.system)
+        if system is None:
             return None
         parts: list[tuple[Location, Component]] = [
             *((("constraints", i), part) for i, part in enumerate(scenario.constraints)),
@@ -128,10 +126,8 @@ class Checks:
     def other_world(self, split: str, world: Component, scenario: Scenario) -> None:
         """Whether the system of a split can be built, and what is scored there can be built for it."""
         loc = ("data", "splits", split, "system")
-        try:
-            system = world.build(self.plugins)
-        except (ValueError, TypeError, ImportError, WorldsimError) as error:
-            self.problem(loc, str(error))
+        system = self.built(loc, world)
+        if system is None:
             return
         parts = [use.component for model in scenario.models.values() for use in model.uses]
         if split in scenario.scored_splits:
@@ -149,12 +145,21 @@ class Checks:
         for need in missing:
             about = (getattr(protocols, need).__doc__ or "").split("\n")[0]
             self.problem(loc, f"{part.name!r} needs a system with {need}; {name!r} is none", about)
-        if missing or part.noun not in ("constraint", "metric"):
-            return
+        if not missing and part.noun in ("constraint", "metric"):
+            self.built(loc, part, system=system)
+
+    def built(self, loc: Location, part: Component, **given: Any) -> Any:
+        """What a component builds; None, and a problem, where it does not. A plugin may raise what it likes,
+        and would otherwise end the run of every scenario, by ``sys.exit(0)`` even as if all were done."""
         try:
-            part.build(self.plugins, system=system)
-        except (ValueError, TypeError, WorldsimError) as error:
+            return part.build(self.plugins, **given)
+        except (ValueError, TypeError, ImportError, WorldsimError) as error:
             self.problem(loc, str(error))
+        except (Exception, SystemExit) as error:
+            provider = self.plugins.provider(part.noun, part.name)
+            message = f"{part.name!r} of {provider} raised {type(error).__name__}: {error}"
+            self.problem(loc, message, "the fault is in the plugin, or in a value that it does not refuse")
+        return None
 
     def inputs(self, label: str, model: ModelSpec, scenario: Scenario, system: Any) -> None:
         """Whether a model takes the actions, and has the frames of context, that it says it needs."""
