@@ -11,6 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from worldsim.protocols import HasObservables, System, Trajectory
+from worldsim.untouched import untouched
 
 
 def axes_of(trajectory: Trajectory) -> tuple[str, ...]:
@@ -72,7 +73,10 @@ def without_labels(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def _observed(system: System, states: Tensor) -> dict[str, Tensor]:
-    return dict(system.observe(states)) if isinstance(system, HasObservables) else {}
+    if not isinstance(system, HasObservables):
+        return {}
+    with untouched(f"{type(system).__name__}.observe", {"states": states}):
+        return dict(system.observe(states))
 
 
 def _extra(name: str, count: int) -> tuple[str, ...]:

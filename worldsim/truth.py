@@ -12,6 +12,7 @@ import torch
 from worldsim.errors import NotFinite
 from worldsim.protocols import HasActions, Start, System, Trajectory
 from worldsim.seeds import generator
+from worldsim.untouched import untouched
 
 if TYPE_CHECKING:
     from worldsim.scenario import Case, Scenario
@@ -87,11 +88,14 @@ def simulate_split(case: Case, split: str, system: System) -> Trajectory:
 def _simulate_block(
     system: System, n: int, times: torch.Tensor, rng: torch.Generator
 ) -> tuple[Start, Trajectory]:
+    name = type(system).__name__
     start = system.sample(n, rng)
-    actions = system.sample_actions(n, times, rng) if isinstance(system, HasActions) else None
-    truth = system.simulate(start, times, actions, rng)
+    with untouched(f"{name}.sample_actions", {"times": times}):
+        actions = system.sample_actions(n, times, rng) if isinstance(system, HasActions) else None
+    with untouched(f"{name}.simulate", {"times": times, "actions": actions}):
+        truth = system.simulate(start, times, actions, rng)
     if actions is not None and isinstance(truth, Trajectory) and truth.actions is None:
-        raise ValueError(f"{type(system).__name__}: simulate must keep the actions in its Trajectory")
+        raise ValueError(f"{name}: simulate must keep the actions in its Trajectory")
     return start, truth
 
 
@@ -198,6 +202,11 @@ def check_truth(truth: Any, n: int, times: torch.Tensor, name: str, split: str =
             raise ValueError(
                 f"system {name!r}: {key} must begin with [trajectory, draw, time] = {list(expected)}, "
                 f"found {list(value.shape)}"
+            )
+        if value.device.type != "cpu" or value.requires_grad:
+            raise ValueError(
+                f"system {name!r}: {key} must be on the CPU and require no gradient, found "
+                f"{value.device}{' and a gradient' if value.requires_grad else ''}; give detach().cpu()"
             )
         if value.is_floating_point() and not bool(torch.isfinite(value[reached(truth)]).all()):
             raise not_finite(name, key, split, ~torch.isfinite(value) & _wide(reached(truth), value))

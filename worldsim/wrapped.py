@@ -26,6 +26,7 @@ from worldsim.protocols import (
     Trajectory,
 )
 from worldsim.truth import concatenate, reached
+from worldsim.untouched import untouched
 
 NEAR = 1e-4
 """What a frame may lose in a model's dtype, of itself and of the states' spread."""
@@ -185,9 +186,11 @@ class Wrapped(nn.Module):
         """The model's own loss, joined by weight * mean residual^2 of its estimate for each penalty."""
         penalties = [use for use in self.uses if use.by("penalty")]
         shown = self.inward(self.freed(truth))
-        if not penalties:
-            return torch.as_tensor(self.inner.loss(shown))
-        loss, estimate = self.inner.loss_and_estimate(shown)
+        shared = {"states": truth.states, "times": truth.times, "actions": truth.actions}
+        with untouched(f"{type(self.inner).__name__}.loss", {**truth.observables, **shared}):
+            if not penalties:
+                return torch.as_tensor(self.inner.loss(shown))
+            loss, estimate = self.inner.loss_and_estimate(shown)
         physical = self.formed(self.outward(estimate), truth.times)
         for use in penalties:
             penalty = use.held.weight * use.constraint.residual(physical).square().mean().to(loss.dtype)
@@ -253,10 +256,11 @@ class Wrapped(nn.Module):
         acts = None if actions is None else actions[:, : len(known)]
         try:
             arguments = (self.inward(given), known, acts, draws, generator)
-            if guides:
-                guess = self.inner.guided_rollout(*arguments, Corrected(self, guides, context, times))
-            else:
-                guess = self.inner.rollout(*arguments)
+            with untouched(f"{type(self.inner).__name__}.rollout", {"times": known, "actions": acts}):
+                if guides:
+                    guess = self.inner.guided_rollout(*arguments, Corrected(self, guides, context, times))
+                else:
+                    guess = self.inner.rollout(*arguments)
         except (RuntimeError, ValueError) as error:
             if context.state_shape == self.trained_on:
                 raise
@@ -296,11 +300,20 @@ class Wrapped(nn.Module):
         name = type(self.inner).__name__
         if not isinstance(guess, Trajectory):
             raise TypeError(f"{name}.rollout must return a Trajectory, it returned {type(guess).__name__}")
+        if not isinstance(guess.states, Tensor):
+            raise TypeError(f"{name}.rollout: states must be a tensor, found {type(guess.states).__name__}")
         expected = (len(context), draws, len(times), *context.state_shape)
         if tuple(guess.states.shape) != expected:
             raise ValueError(
                 f"{name}.rollout: states must be [trajectory, draw, time, *state] = {list(expected)}, "
                 f"found {list(guess.states.shape)}"
+            )
+        allowed = "floating point" if self.floating else "int64"
+        is_allowed = guess.states.is_floating_point() if self.floating else guess.states.dtype == torch.int64
+        if not is_allowed or guess.states.device != context.states.device:
+            raise ValueError(
+                f"{name}.rollout: states must be {allowed} on {context.states.device}, found "
+                f"{guess.states.dtype} on {guess.states.device}"
             )
         if guess.times.shape != times.shape or not bool((guess.times == times).all()):
             raise ValueError(f"{name}.rollout: its times are not the times it was asked for")

@@ -19,7 +19,7 @@ from worldsim.scenario import FitSettings
 from worldsim.score import from_document as read_scores
 from worldsim.score import residual_scores, score_with, to_document
 from worldsim.trees import to_dataset
-from worldsim.truth import _repeats, check_truth
+from worldsim.truth import _repeats, _simulate_block, check_truth
 from worldsim.wrapped import Wrapped, scaling_of
 
 F64 = torch.float64
@@ -83,6 +83,7 @@ def test_weights_are_of_the_dtype_that_was_asked_for(scaling, dtype):
     assert rolled(model, data).states.dtype == F64
 
 
+@pytest.mark.trial(8)
 def test_a_rollout_on_other_times_or_with_odd_observables_is_refused():
     data = truth()
 
@@ -138,10 +139,14 @@ def test_states_that_are_single_numbers_are_scaled_too():
         scaling_of(data.replace(states=data.states[..., :1]), "canonical")
 
 
+@pytest.mark.trial(8)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"states": torch.zeros(6, 1, 5, 2)}, "expected states in float64"),
+        ({"states": torch.zeros(6, 1, 4, 2, dtype=F64)}, r"states must be .* found \[6, 1, 4, 2\]"),
+        ({"states": torch.zeros(6, 1, 5, 2, dtype=F64, device="meta")}, "must be on the CPU .* found meta"),
+        ({"states": torch.zeros(6, 1, 5, 2, dtype=F64, requires_grad=True)}, "found cpu and a gradient"),
         ({"length": torch.zeros(6, dtype=torch.int64)}, "length must be"),
         ({"observables": {"x": torch.zeros(6, 5)}}, "x must begin with"),
         (
@@ -153,6 +158,91 @@ def test_states_that_are_single_numbers_are_scaled_too():
 def test_a_truth_that_breaks_its_promises_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         check_truth(truth().replace(**changes), 6, truth().times, "odd")
+
+
+@pytest.mark.trial(8)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda states: states[:, :, :-1], r"Odd.rollout: states must be .* 4, 2\], found .* 3, 2\]"),
+        (lambda states: states.to(torch.int64), "must be floating point on cpu, found torch.int64 on cpu"),
+        (lambda states: states.to(torch.complex64), "must be floating point on cpu, found torch.complex64"),
+        (lambda states: states.to("meta"), "must be floating point on cpu, found torch.float32 on meta"),
+        (lambda states: None, "states must be a tensor, found NoneType"),
+    ],
+)
+def test_a_rollout_of_another_shape_dtype_or_device_is_refused(change, words):
+    class Odd(Noisy):
+        def rollout(self, *arguments):
+            guess = super().rollout(*arguments)
+            return guess.replace(states=change(guess.states))
+
+    with pytest.raises((ValueError, TypeError), match=words):
+        rolled(Wrapped(Odd, "component", truth()), truth())
+
+
+@pytest.mark.trial(8)
+def test_a_rollout_leaves_its_gradient_behind():
+    class Live(Noisy):
+        def rollout(self, *arguments):
+            with torch.enable_grad():
+                return super().rollout(*arguments)
+
+    assert not rolled(Wrapped(Live, "component", truth()), truth()).states.requires_grad
+
+
+class Shifting(Noisy):
+    """Moves its clock, in the tensor that it was given."""
+
+    def loss(self, truth):
+        truth.times.add_(1)
+        return super().loss(truth)
+
+    def rollout(self, context, times, *rest):
+        times -= float(times[0])
+        return super().rollout(context, times, *rest)
+
+
+class Overwriting:
+    """Writes its forecast of tokens over those that it learns from."""
+
+    trainable = False
+
+    def loss(self, truth):
+        truth.states[:, :, 1:] = truth.states[:, :, :-1]
+        return torch.zeros(())
+
+
+class Clock:
+    """A system that moves the clock it is given."""
+
+    conserved = ()
+
+    def sample(self, n, generator):
+        return torch.zeros(n, 1, dtype=F64)
+
+    def simulate(self, start, times, actions, generator):
+        times += 1
+        return Trajectory(start[:, None, None] + times[:, None], times, axes=("component",))
+
+    def observe(self, states):
+        return {"height": states.abs_()[..., 0]}
+
+
+@pytest.mark.trial(8)
+def test_what_is_given_to_be_read_is_not_changed():
+    """Others would go on with it, and a model that moves its times would be asked for the wrong ones."""
+    data, tokens = truth(), truth().replace(states=torch.ones(6, 1, 5, dtype=torch.int64))
+    model = Wrapped(Shifting, "component", data)
+    for call, words in [
+        (lambda: rolled(model, data), "Shifting.rollout changed the times"),
+        (lambda: model.loss(data), "Shifting.loss changed the times"),
+        (lambda: Wrapped(lambda _: Overwriting(), "none", tokens).loss(tokens), "changed the states"),
+        (lambda: _simulate_block(Clock(), 2, torch.arange(3.0, dtype=F64), None), "Clock.simulate changed"),
+        (lambda: to_dataset(data, data, Clock()), "Clock.observe changed the states"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            call()
 
 
 def test_starts_that_come_again_in_every_block_are_noticed():
@@ -244,6 +334,7 @@ def run(tmp_path, **changes):
     return worldsim.run(scenario, out=tmp_path / "out", plugins=[file])
 
 
+@pytest.mark.trial(4)
 def test_a_metric_that_raises_is_named_and_costs_no_other_metric(tmp_path):
     results = run(tmp_path, metrics=["boom", "global", "rollout"], constraints=["never"])
     failure = results.failure(results.find("strange", "persistence"))
