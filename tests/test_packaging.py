@@ -60,6 +60,7 @@ def test_a_package_is_listed_with_its_version(listed):
     assert Path(spring["file"]).name == "spring_world.py"
 
 
+@pytest.mark.trial(9)
 def test_every_broken_package_is_named_with_its_reason(listed):
     broken = {entry["plugin"]: entry["reason"] for entry in listed["broken"]}
     assert sorted(broken) == [
@@ -75,11 +76,13 @@ def test_every_broken_package_is_named_with_its_reason(listed):
     assert "clashing (clashing-name 0.3)" in clash["plugins"]
 
 
+@pytest.mark.trial(9)
 def test_everything_else_still_works(listed):
     names = {plugin["name"] for plugin in listed["plugins"]}
     assert {"pendulum", "neural_ode", "rollout", "spring", "clashing"} <= names
 
 
+@pytest.mark.trial(9)
 def test_a_scenario_runs_on_a_strangers_world(python, tmp_path):
     done = worldsim(
         python, "run", THIRD_PARTY / "spring.yaml", "--out", tmp_path, "--workers", 0, "--no-report"
@@ -91,6 +94,7 @@ def test_a_scenario_runs_on_a_strangers_world(python, tmp_path):
     assert len(list(tmp_path.glob("runs/*/*.zarr.zip"))) == 2
 
 
+@pytest.mark.trial(9)
 def test_a_clash_is_an_error_at_its_line_and_the_full_name_is_none(python, tmp_path):
     text = (THIRD_PARTY / "spring.yaml").read_text(encoding="utf-8")
     file = tmp_path / "clash.yaml"

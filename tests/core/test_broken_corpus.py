@@ -34,6 +34,7 @@ def test_the_corpus_is_there():
     assert all(expected(file) for file in FILES)
 
 
+@pytest.mark.trial(14, 15, 18)
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_broken_scenario_is_refused_with_place_and_advice(file):
     with pytest.raises(ScenarioError) as caught:
@@ -88,6 +89,7 @@ def with_value(data: Any, loc: tuple[Any, ...], value: Any) -> Any:
     return changed
 
 
+@pytest.mark.trial(14)
 def test_no_odd_value_anywhere_ends_in_a_traceback():
     document = parse(VALID, Path("valid.yaml"))
     plugins = registry()

@@ -58,6 +58,7 @@ def perils():
     return outcomes(items, workers=2, timeout=4.0)
 
 
+@pytest.mark.trial(5, 6)
 @pytest.mark.parametrize("item", PERILS)
 def test_a_death_is_called_by_its_name(perils, item):
     kind, exit_code, name, words = PERILS[item]
@@ -67,6 +68,7 @@ def test_a_death_is_called_by_its_name(perils, item):
     assert words in death.message
 
 
+@pytest.mark.trial(5, 6)
 def test_no_bystander_is_lost(perils):
     for i in range(len(PERILS)):
         assert perils["double", i].value == 2 * i
@@ -80,10 +82,12 @@ def test_a_death_keeps_what_was_written_and_where_it_was(perils):
     assert "in hangs_in_c" in perils["hangs_in_c",].traceback
 
 
+@pytest.mark.trial(6)
 def test_a_crash_without_a_time_limit_is_noticed():
     assert outcomes([("leaves", 0)])["leaves", 0].kind == "crash"
 
 
+@pytest.mark.trial(24)
 def test_memory_is_limited_and_the_next_case_starts_afresh():
     items = [("fills", 16), *(("hoards", 60 + i) for i in range(3)), ("double", 1)]
     found = outcomes(items, memory=200 * 2**20)
@@ -144,6 +148,7 @@ def test_an_item_is_finished_within_the_grace():
     assert [outcome.value for outcome in running] == [2]
 
 
+@pytest.mark.trial(1)
 def test_nobody_outlives_a_parent_that_was_killed(tmp_path):
     """Neither a child that sleeps, nor one that holds the interpreter's lock in C."""
     mark = tmp_path / "mark"

@@ -89,6 +89,7 @@ def test_validate_counts_what_is_good(cli):
     assert (code, out) == (0, "1 scenario, 3 cases: no problems\n")
 
 
+@pytest.mark.trial(14)
 def test_validate_names_every_problem_of_every_file(cli, tmp_path):
     text = SCENARIO.read_text(encoding="utf-8")
     (tmp_path / "one.yaml").write_text(text.replace("step: 0.1", "stepp: 0.1"), encoding="utf-8")
@@ -361,6 +362,7 @@ def worldsim_systems():
 """
 
 
+@pytest.mark.trial(22)
 def test_interrupted_it_says_how_to_go_on_and_leaves_nobody_behind(tmp_path, monkeypatch):
     mark, plugin, scenario = tmp_path / "mark", tmp_path / "sleepy.py", tmp_path / "sleepy.yaml"
     plugin.write_text(SLEEPY, encoding="utf-8")

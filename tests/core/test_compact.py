@@ -124,6 +124,7 @@ def changes():
     return [run_gone, run_added, failure_gone, plan_changed, shard_gone, mark_gone, mark_broken, link]
 
 
+@pytest.mark.trial(12)
 @pytest.mark.parametrize("change", changes(), ids=lambda change: change.__name__)
 def test_a_store_that_may_be_old_or_damaged_is_not_used(results, change):
     assert is_current(results.root)
@@ -151,6 +152,7 @@ def test_scores_that_come_later_make_it_old(results):
     assert not list(results.root.glob(f"{DATASET}.*"))
 
 
+@pytest.mark.trial(12)
 def test_a_flipped_bit_in_the_store_is_an_error_and_not_a_number(results):
     shard = next(p for p in (results.root / DATASET / "world/test/state/c").rglob("*") if p.is_file())
     data = bytearray(shard.read_bytes())

@@ -91,6 +91,7 @@ def run(tmp_path_factory):
     return results, receipts, seen
 
 
+@pytest.mark.trial(6, 24)
 @pytest.mark.parametrize("peril", PERILS)
 def test_a_failure_is_typed_and_keeps_what_was_written(run, peril):
     kind, code, words, log = PERILS[peril]
@@ -104,6 +105,7 @@ def test_a_failure_is_typed_and_keeps_what_was_written(run, peril):
     assert (receipt.status, receipt.kind) == ("failed", kind)
 
 
+@pytest.mark.trial(6, 24)
 def test_the_other_cases_are_done(run):
     results, receipts, _ = run
     done = {entry.model for entry in results.entries if results.status(entry) == "done"}
@@ -142,6 +144,7 @@ def test_another_attempt_is_counted_and_a_success_takes_the_failure_away(tmp_pat
 # What is not finite ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.trial(7)
 def test_forecasts_that_are_not_finite_are_kept_and_flagged(tmp_path, capsys):
     """Two of four trajectories, the first from frame 3 on: in the receipt, the file, status and the report,
     and in no score."""
@@ -171,6 +174,7 @@ def test_forecasts_that_are_not_finite_are_kept_and_flagged(tmp_path, capsys):
     assert "2 kept" in capsys.readouterr().out
 
 
+@pytest.mark.trial(7)
 def test_a_flag_comes_back_with_the_scores(tmp_path):
     """The result says what is not finite in it, so that a failed scoring in between loses nothing."""
     task = task_of(perilous("blows_up").cases()[0], tmp_path, (PLUGIN,))
@@ -183,6 +187,7 @@ def test_a_flag_comes_back_with_the_scores(tmp_path):
     assert "2 of 4 trajectories" in failures.flag(store, task.key)
 
 
+@pytest.mark.trial(7)
 def test_a_truth_that_is_not_finite_fails_the_case(tmp_path):
     splits = {
         **DOCUMENT["data"]["splits"],
@@ -198,6 +203,7 @@ def test_a_truth_that_is_not_finite_fails_the_case(tmp_path):
     )
 
 
+@pytest.mark.trial(7)
 def test_what_follows_a_ragged_end_may_be_anything():
     states = np.zeros((2, 1, 4, 1))
     states[0, 0, 3] = np.nan
@@ -208,6 +214,7 @@ def test_what_follows_a_ragged_end_may_be_anything():
     assert found == {"whole": {"trajectories": 1, "of": 2, "first_frame": 3}}
 
 
+@pytest.mark.trial(24)
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
@@ -345,6 +352,7 @@ def signalled(tmp_path, grace, *signals):
     return process.returncode, out, err, spent
 
 
+@pytest.mark.trial(22)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_one_signal_stops_in_order_and_says_how_to_go_on(tmp_path, number):
     code, out, err, spent = signalled(tmp_path, 0.5, number)
@@ -357,6 +365,7 @@ def test_one_signal_stops_in_order_and_says_how_to_go_on(tmp_path, number):
     assert out.endswith("closed\n")
 
 
+@pytest.mark.trial(22)
 def test_two_signals_leave_at_once(tmp_path):
     code, out, err, spent = signalled(tmp_path, 500, signal.SIGTERM, signal.SIGINT)
     assert code == 130
@@ -365,6 +374,7 @@ def test_two_signals_leave_at_once(tmp_path):
     assert "closed" not in out
 
 
+@pytest.mark.trial(22)
 def test_a_real_run_is_stopped_and_resumed_by_the_line_it_prints(tmp_path, monkeypatch):
     file, out, mark = tmp_path / "perilous.yaml", tmp_path / "out", tmp_path / "mark"
     models = {peril: {"name": "perilous", "peril": peril} for peril in ("none", "sleeps")}

@@ -81,6 +81,7 @@ def files(root):
     return {p: b if p.parts[0] != "fits" else sorted(b) for p, b in found.items() if p.parts[0] != "failures"}
 
 
+@pytest.mark.trial(2)
 def test_any_one_call_may_fail(tmp_path, monkeypatch):
     calm = tmp_path / "calm"
     calm.mkdir()
@@ -171,6 +172,7 @@ def tiny(tmp_path):
     return worldsim.load(file)
 
 
+@pytest.mark.trial(2)
 def test_a_suite_survives_any_failing_call(tmp_path, monkeypatch, tiny):
     expected = decoded(suite(tmp_path / "calm", tiny)[0])
     nth = 1
@@ -179,6 +181,7 @@ def test_a_suite_survives_any_failing_call(tmp_path, monkeypatch, tiny):
     assert nth > 60
 
 
+@pytest.mark.trial(3)
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource limits there")
 def test_a_disk_that_fills_up_costs_cases_and_no_more(tmp_path):
     """Files may not grow beyond 8 KiB: the plan fits, the rollouts do not."""
@@ -209,6 +212,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.trial(21)
 @pytest.mark.parametrize("error", REFUSED, ids=errno.errorcode.get)
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
     error, tmp_path, monkeypatch, capsys
@@ -231,6 +235,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.trial(21)
 def test_a_path_that_is_too_long_is_refused_before_anything_is_computed(tmp_path, capsys):
     out = tmp_path / ("x" * 300)
     assert exit_code(["run", str(SCENARIO), "--out", str(out), "--workers", "0"]) == 3
@@ -270,6 +275,7 @@ def test_a_folder_is_flushed_after_a_rename(tmp_path, monkeypatch):
     assert asked == [tmp_path, part, "renamed", tmp_path / "new"]
 
 
+@pytest.mark.trial(3)
 def test_a_failure_that_cannot_be_written_is_told_by_the_receipt(tmp_path, monkeypatch):
     results = folder(tmp_path / "kept", seeds=1)
     (results.root / "failures").write_text("a file in the place of a folder")

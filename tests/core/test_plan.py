@@ -280,6 +280,7 @@ def test_a_shard_of_another_plan_is_refused(tmp_path):
     make_plan([scenario(models=models(width=5))], tmp_path, shard=(0, 2))
 
 
+@pytest.mark.trial(10)
 def test_runs_that_share_a_folder_lose_no_line_of_each_other(tmp_path):
     """Both plan before either writes; then each writes over what it has not seen."""
     one, other = (make_plan([scenario(name)], tmp_path) for name in ("one", "other"))
@@ -295,6 +296,7 @@ def test_runs_that_share_a_folder_lose_no_line_of_each_other(tmp_path):
     assert results.scenarios == ["one", "other"]
 
 
+@pytest.mark.trial(16)
 def test_names_that_differ_in_case_alone_have_plans_of_their_own(tmp_path):
     freeze(make_plan([scenario("tiny"), scenario("Tiny")], tmp_path))
     names = [path.name.lower() for path in (tmp_path / "plan").iterdir()]
@@ -302,6 +304,7 @@ def test_names_that_differ_in_case_alone_have_plans_of_their_own(tmp_path):
     assert worldsim.open_results(tmp_path).scenarios == ["Tiny", "tiny"]
 
 
+@pytest.mark.trial(12)
 @pytest.mark.parametrize("damage", ["", "{}", "[1]\n", "cut"])
 def test_a_damaged_plan_is_named_and_made_anew(tmp_path, damage):
     plan = make_plan([scenario()], tmp_path)
@@ -315,6 +318,7 @@ def test_a_damaged_plan_is_named_and_made_anew(tmp_path, damage):
     assert path.read_text() == good
 
 
+@pytest.mark.trial(17)
 @pytest.mark.parametrize("key", ["../../etc/passwd", "0" * 31, 7, None])
 @pytest.mark.parametrize("place", ["key", "before", "metrics"])
 def test_a_plan_from_a_stranger_names_no_file_but_ours(tmp_path, key, place):
@@ -344,6 +348,7 @@ def test_one_plan_for_a_whole_folder_as_it_was_kept_before_is_read(tmp_path):
     assert len(read_plans(tmp_path)) == 1
 
 
+@pytest.mark.trial(12)
 def test_the_index_says_what_the_files_say(tmp_path):
     plan = make_plan([scenario()], tmp_path)
     freeze(plan)
@@ -392,6 +397,7 @@ def test_a_case_is_running_while_somebody_says_so(tmp_path, monkeypatch):
     assert gone == {"dead", "stale", "odd"}
 
 
+@pytest.mark.trial(12)
 def test_a_lease_that_cannot_be_written_harms_no_case(tmp_path):
     (tmp_path / "leases").write_text("not a folder")
     with leases.lease(tmp_path, "k"):

@@ -49,6 +49,7 @@ def test_a_component_knows_its_provider(plugins):
     assert plugins.broken == []
 
 
+@pytest.mark.trial(4, 9)
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
@@ -79,6 +80,7 @@ def test_a_broken_plugin_is_named_and_harms_nothing(plugins, source, reason):
     assert reason in str(broken)
 
 
+@pytest.mark.trial(4, 9)
 def test_a_good_hook_of_a_plugin_survives_its_bad_one(plugins):
     add(plugins, "half", WORLD + hook("worldsim_metrics()", "raise RuntimeError('half')"))
     assert plugins.names("system") == ["world"]
@@ -86,6 +88,7 @@ def test_a_good_hook_of_a_plugin_survives_its_bad_one(plugins):
     assert len(plugins.broken) == 1
 
 
+@pytest.mark.trial(9)
 def test_a_clash_names_both_and_the_full_name_works(plugins):
     add(plugins, "one", WORLD, version="1.1")
     add(plugins, "two", WORLD, distribution="other-package", version="2.2")
@@ -98,6 +101,7 @@ def test_a_clash_names_both_and_the_full_name_works(plugins):
     assert [(noun, name) for noun, name, _ in plugins.clashes] == [("system", "world")]
 
 
+@pytest.mark.trial(9)
 def test_entry_points_of_one_name_are_told_apart_by_distribution(plugins):
     add(plugins, "same", WORLD)
     add(plugins, "same", WORLD, distribution="other-package")
@@ -106,6 +110,7 @@ def test_entry_points_of_one_name_are_told_apart_by_distribution(plugins):
     assert plugins.provider("system", "other-package:same/world").distribution == "other-package"
 
 
+@pytest.mark.trial(9)
 def test_a_second_plugin_of_one_name_leaves_the_first_alone(plugins):
     add(plugins, "same", WORLD)
     add(plugins, "same", WORLD.replace('"world"', '"other"'))
@@ -113,6 +118,7 @@ def test_a_second_plugin_of_one_name_leaves_the_first_alone(plugins):
     assert "same name" in str(plugins.broken[0])
 
 
+@pytest.mark.trial(9)
 def test_a_missing_name_says_what_is_near_and_what_broke(plugins):
     add(plugins, "one", WORLD)
     add(plugins, "broken", "raise RuntimeError('no luck')")
@@ -132,6 +138,7 @@ def test_a_model_is_a_dynamics_or_a_generator(plugins):
         plugins.find("dynamics", "world")
 
 
+@pytest.mark.trial(4)
 def test_an_observer_that_raises_only_warns(plugins):
     add(plugins, "loud", hook("worldsim_case_started(case)", "raise ValueError(case)"))
     add(plugins, "quiet", hook("worldsim_case_started(case)", "case.append('seen')"))

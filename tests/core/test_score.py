@@ -26,6 +26,7 @@ def scored(given):
     return score_with("giving", Giving(given), None, None, None)
 
 
+@pytest.mark.trial(7)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_becomes_not_measurable(value):
     one = scored({"a": Score(value, better="higher", n=7, failed=2)})["a"]
@@ -34,6 +35,7 @@ def test_a_number_that_is_not_finite_becomes_not_measurable(value):
     assert (one.better, one.n, one.failed) == ("higher", 7, 2)
 
 
+@pytest.mark.trial(7)
 def test_a_curve_without_any_number_says_so_and_one_that_ends_early_stands():
     lost = scored({"a": Score(np.full(3, math.nan), dims=("time",), n=5, failed=5)})["a"]
     assert lost.reason == "5 of 5 rollouts failed"

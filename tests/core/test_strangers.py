@@ -150,6 +150,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.trial(19)
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_file_that_would_take_memory_or_odd_ways_is_refused(name, tmp_path):
     path = tmp_path / "x.zarr.zip"
@@ -163,6 +164,7 @@ def test_a_file_that_would_take_memory_or_odd_ways_is_refused(name, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.trial(19)
 def test_a_member_that_comes_twice_is_refused(tmp_path):
     (tmp_path / "x.zarr.zip").write_bytes(twice())
     with pytest.raises(ResultError, match="comes twice"):
@@ -193,6 +195,7 @@ def test_the_size_of_a_frame_is_read_as_the_standard_says():
         assert unpacked_size(bytes(numcodecs.Zstd(level=1).encode(bytes(size)))) == size
 
 
+@pytest.mark.trial(17, 19)
 @pytest.mark.parametrize("name", ["../x", "x/../y", "/x", "x\\y", "..", ".", "x/./y", "a\0b", ""])
 def test_names_of_members_that_lead_elsewhere_are_none(name):
     assert not MEMBER.fullmatch(name)
@@ -222,6 +225,7 @@ CHECKPOINTS = {
 }
 
 
+@pytest.mark.trial(19)
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_checkpoint_that_is_none_is_refused(name, tmp_path):
     store, key = Store(tmp_path), key_of("fit")
@@ -234,6 +238,7 @@ def test_a_checkpoint_that_is_none_is_refused(name, tmp_path):
     tracemalloc.stop()
 
 
+@pytest.mark.trial(19)
 def test_weights_of_another_shape_cost_their_case_with_a_clear_reason(tmp_path):
     scenario = worldsim.load(SCENARIO)
     case = next(case for case in scenario.cases() if case.model == "small")
@@ -280,6 +285,7 @@ SCORES = {
 }
 
 
+@pytest.mark.trial(19)
 @pytest.mark.parametrize("name", SCORES)
 def test_scores_that_are_none_are_refused(name, tmp_path):
     store, run, metric = Store(tmp_path), key_of("run"), key_of("metric")
@@ -351,6 +357,7 @@ def outside(tmp_path):
     return path
 
 
+@pytest.mark.trial(17)
 def test_a_link_in_the_place_of_a_file_is_neither_read_nor_written_through(tmp_path, outside):
     results = folder(tmp_path / "kept", seeds=1)
     store, entry = results.store, results.entries[0]
@@ -370,6 +377,7 @@ def test_a_link_in_the_place_of_a_file_is_neither_read_nor_written_through(tmp_p
     assert (outside / "secret").read_bytes() == b"not to be read or written"
 
 
+@pytest.mark.trial(17)
 def test_a_link_in_the_place_of_a_folder_is_refused_and_nothing_goes_through_it(tmp_path, outside):
     results = folder(tmp_path / "kept", seeds=1)
     store, entry = results.store, results.entries[0]
@@ -406,6 +414,7 @@ def test_the_results_folder_itself_may_be_a_link(tmp_path):
     linked.store.refuse_unwritable()
 
 
+@pytest.mark.trial(17)
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFO there")
 def test_nobody_waits_for_a_pipe(tmp_path):
     results = folder(tmp_path, seeds=1)
@@ -448,6 +457,7 @@ def planned(root, head, *cases):
     return path
 
 
+@pytest.mark.trial(17)
 @pytest.mark.parametrize(
     ("wrong", "number"),
     [
@@ -485,6 +495,7 @@ def test_a_plan_under_the_name_of_another_is_found(tmp_path):
     assert "not the name of the plan of 'world[mass=2.0]'" in damage.reason
 
 
+@pytest.mark.trial(16)
 def test_names_of_files_are_hashes_alone_so_that_no_names_collide(tmp_path):
     """Two scenarios, and two models, whose names are one on a disk that ignores case."""
     results = folder(tmp_path, names=("world", "World"))
@@ -498,6 +509,7 @@ def test_names_of_files_are_hashes_alone_so_that_no_names_collide(tmp_path):
     assert len([f for f in files if f.startswith("runs")]) == len(results.entries) == 14
 
 
+@pytest.mark.trial(16)
 @pytest.mark.parametrize("name", ["café", "cafe\u0301", "ＮＥＴ", "net\u202e", "a b"])
 def test_names_that_look_alike_or_have_several_forms_are_refused(name, tmp_path):
     text = SCENARIO.read_text(encoding="utf-8").replace("small:", f"'{name}':")

@@ -36,6 +36,7 @@ def places(text: str) -> list[tuple[int, int, str]]:
     return [(problem.line, problem.column, problem.key) for problem in problems(text)]
 
 
+@pytest.mark.trial(15)
 @pytest.mark.usefixtures("loader")
 @pytest.mark.parametrize(
     ("text", "value"),
@@ -78,6 +79,7 @@ def test_scalars_follow_the_core_schema_of_yaml_1_2(text, value):
     assert type(found) is type(value)
 
 
+@pytest.mark.trial(15)
 @pytest.mark.parametrize(
     "text", [".inf", "-.Inf", ".nan", "1e400", "-1e400", "1e-400", str(2**63), "9" * 5000, "0x" + "f" * 17]
 )
@@ -123,6 +125,7 @@ def test_a_problem_carries_place_key_and_hint():
     assert dotted(()) == "(file)"
 
 
+@pytest.mark.trial(14, 18)
 @pytest.mark.usefixtures("loader")
 def test_every_problem_of_a_file_is_reported_at_once():
     text = "a: 1\na: 2\nb: !x 1\nc: !!python/object/apply:os.system [ls]\nd: {e: 1, e: 2, e: 3}\n"
@@ -133,6 +136,7 @@ def test_problems_before_a_syntax_error_are_reported_with_it():
     assert places("a: 1\na: 2\nb: [1\nc: 2\n") == [(2, 1, "a"), (3, 4, "b[1]")]
 
 
+@pytest.mark.trial(13, 14, 16, 18)
 @pytest.mark.usefixtures("loader")
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
@@ -187,6 +191,7 @@ def test_refusals_say_what_is_wrong_and_what_to_do(text, message, hint):
     assert problem.file == FILE
 
 
+@pytest.mark.trial(16)
 @pytest.mark.parametrize("char", ["\0", "\x1b", "\x7f", "\x85", "\u2028", "\u202e"])
 def test_characters_that_editors_hide_are_refused(char):
     (problem,) = problems(f"a: 1\nb: x{char}y\n")
@@ -213,6 +218,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.trial(13)
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_within_little_memory(name):
     tracemalloc.start()
@@ -226,6 +232,7 @@ def test_bombs_are_refused_within_little_memory(name):
     assert all(problem.hint for problem in found)
 
 
+@pytest.mark.trial(13)
 def test_many_values_are_refused(monkeypatch):
     monkeypatch.setattr(yaml_nodes, "MAX_NODES", 2000)
     (problem,) = problems("a: [" + "1," * 3000 + "]\n")
@@ -250,6 +257,7 @@ def refused(path: Path) -> Problem:
     return problem
 
 
+@pytest.mark.trial(13, 16)
 @pytest.mark.parametrize(
     ("raw", "place", "message"),
     [
@@ -270,6 +278,7 @@ def test_bytes_that_are_not_a_scenario(tmp_path, raw, place, message):
     assert message in problem.message
 
 
+@pytest.mark.trial(16)
 def test_a_byte_order_mark_is_taken_off(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_bytes(b"\xef\xbb\xbfa: 1\r\nb: 2\r\n")
@@ -278,6 +287,7 @@ def test_a_byte_order_mark_is_taken_off(tmp_path):
     assert document.place(("b",)) == (2, 1)
 
 
+@pytest.mark.trial(17)
 def test_what_is_not_a_file(tmp_path):
     (tmp_path / "pendulum.yaml").write_text("a: 1\n")
     os.mkfifo(tmp_path / "pipe.yaml")

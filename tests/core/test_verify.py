@@ -90,6 +90,7 @@ def test_a_whole_folder_has_nothing_to_say_against(root, handmade, capsys):
     assert capsys.readouterr().out == f"0 damaged files of {verify(root).files}\n"
 
 
+@pytest.mark.trial(11)
 @pytest.mark.parametrize(("kind", "damage"), CASES, ids=lambda case: getattr(case, "__name__", case))
 def test_damage_is_found_and_nothing_else(handmade, kind, damage):
     path = only(handmade, kind)
@@ -97,6 +98,7 @@ def test_damage_is_found_and_nothing_else(handmade, kind, damage):
     assert [found.path for found in verify(handmade).damaged] == [path]
 
 
+@pytest.mark.trial(11)
 @pytest.mark.parametrize("kind", SEALED)
 def test_every_flipped_bit_is_found(handmade, kind):
     path, store = only(handmade, kind), Store(handmade)
@@ -128,6 +130,7 @@ def verify_one(root, path):
     return True
 
 
+@pytest.mark.trial(11)
 @pytest.mark.parametrize("kind", SEALED)
 def test_files_that_were_swapped_are_found(handmade, kind):
     Store(handmade).keep_fit(key_of("other"), {"w": torch.eye(2)}, {})
@@ -146,6 +149,7 @@ def test_a_file_with_a_name_that_is_no_key_or_in_another_folder_is_found(handmad
     assert {found.path for found in verify(handmade).damaged} == {stray, moved}
 
 
+@pytest.mark.trial(11)
 def test_a_run_that_means_something_else_than_its_key_is_found(root):
     path = only(root, "runs/*/*.zarr.zip")
     data = path.read_bytes()
@@ -167,6 +171,7 @@ def test_files_of_earlier_versions_are_read_and_counted(handmade):
     assert Store(handmade).open_scores(path.parent.name, path.stem) == document
 
 
+@pytest.mark.trial(11)
 def test_what_is_moved_aside_alone_is_computed_again_with_the_same_bits(root, computed, capsys):
     run, scores = only(root, "runs/*/*.zarr.zip"), only(root, "scores/*/*.json", 1)
     fit = only(root, "fits/*.safetensors")

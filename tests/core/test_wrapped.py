@@ -112,6 +112,7 @@ def test_projection_obeys_the_constraint_and_holds_the_given_frame():
     assert bool((held.observables["projected_circle"] == 1).all())
 
 
+@pytest.mark.trial(8)
 def test_a_wrong_rollout_is_refused_with_expected_and_found():
     class Short(Grow):
         def rollout(self, context, times, actions, draws, generator):

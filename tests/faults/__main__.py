@@ -11,7 +11,7 @@ from table import Table
 from trials import TRIALS
 
 HERE = Path(__file__).resolve().parent
-PLACES = ["core", "plugins", "faults"]
+PLACES = ["core", "plugins", "faults", "test_packaging.py"]
 """Where tests that belong to a trial are."""
 
 

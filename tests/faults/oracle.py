@@ -213,3 +213,13 @@ def wait_for(holds, seconds=PATIENCE):
     while not (held := holds()) and time.monotonic() < end:
         time.sleep(0.02)
     return bool(held)
+
+
+def come_to(process, holds):
+    """Wait until a started run has come to where ``holds()``. Raises AssertionError with what it said when it
+    has ended before."""
+    wait_for(lambda: holds() or process.poll() is not None)
+    if not holds():
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(process.communicate())

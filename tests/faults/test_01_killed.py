@@ -16,7 +16,7 @@ def test_nothing_is_lost_by_kills(tmp_path, seed, kills):
     before its point has finished its batch, and another is begun."""
     calm, begun = tmp_path / "calm", time.monotonic()
     process = oracle.start(oracle.SUITE, calm)
-    assert oracle.wait_for((calm / "plan").is_dir)
+    oracle.come_to(process, (calm / "plan").is_dir)
     first = time.monotonic() - begun
     assert oracle.finish(process, calm)[0] == 0
     whole, expected = time.monotonic() - begun, oracle.digest(calm)

@@ -24,7 +24,7 @@ def test_a_run_is_stopped_again_and_again(tmp_path):
     count = 0
     for number in SIGNALS:
         process = oracle.start(oracle.SUITE, out)
-        assert oracle.wait_for(lambda count=count: begun(out, count + 1)), oracle.kill(process)
+        oracle.come_to(process, lambda count=count: begun(out, count + 1))
         process.send_signal(number)
         asked = time.monotonic()
         code, _, errors = oracle.finish(process, out)
@@ -50,7 +50,7 @@ def test_twice_a_run_leaves_at_once(tmp_path, number):
     options = ("--plugin", oracle.PERILOUS, "--no-report")
     file = oracle.perilous(tmp_path, "sleeps", "none")
     process = oracle.start(file, out, *options, env=env)
-    assert oracle.wait_for((tmp_path / "mark").exists), oracle.kill(process)
+    oracle.come_to(process, (tmp_path / "mark").exists)
     process.send_signal(number)
     time.sleep(0.5)
     process.send_signal(number)

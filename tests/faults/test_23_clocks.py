@@ -93,7 +93,7 @@ def test_a_jump_changes_nothing(tmp_path, clock, expected, name):
     out, jump = tmp_path / "out", JUMPS[name]
     jump = 86400 - int(time.time()) if jump is None else jump
     process = oracle.start(oracle.SUITE, out, env=jumping(out, clock, jump, time.monotonic() + 2**30))
-    assert oracle.wait_for(lambda: len(list(out.glob("runs/*/*.zip"))) >= 2), oracle.kill(process)
+    oracle.come_to(process, lambda: len(list(out.glob("runs/*/*.zip"))) >= 2)
     oracle.kill(process)
     for key in ("0" * 32, "1" * 32):  # what a run that is gone, and one that lives, said of a case
         (out / "leases").mkdir(exist_ok=True)
