@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 def scenario_files(target: str | Path, plugins: Registry) -> list[Path]:
-    """The YAML files of a file, a folder, or the name of an installed suite or ``suite/scenario``."""
+    """The YAML files of a file, a folder, or the name of an installed suite or ``suite/scenario``.
+
+    Raises WorldsimError for a file that leads out of the folder it is found in, by a link or by ``..``.
+    """
     path = Path(target)
     if path.is_file():
         return [path]
@@ -33,14 +36,24 @@ def scenario_files(target: str | Path, plugins: Registry) -> list[Path]:
         path = folders[str(target)]
     suite, _, name = str(target).partition("/")
     if not path.exists() and suite in folders and (folders[suite] / f"{name}.yaml").is_file():
-        return [folders[suite] / f"{name}.yaml"]
+        return _within(folders[suite], [folders[suite] / f"{name}.yaml"])
     if not path.is_dir():
         hint = did_you_mean(str(target), folders)
         raise WorldsimError(f"{target} is neither a file, a folder nor an installed suite; {hint}")
     found = sorted([*path.rglob("*.yaml"), *path.rglob("*.yml")])
     if not found:
         raise WorldsimError(f"there is no .yaml file in {path}")
-    return found
+    return _within(path, found)
+
+
+def _within(folder: Path, files: list[Path]) -> list[Path]:
+    for file in files:
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise WorldsimError(
+                f"{file} leads out of {folder}, to {file.resolve()}: a suite of somebody else could name any "
+                "file of yours; give that file itself if it is meant"
+            )
+    return files
 
 
 def read_scenarios(targets: Iterable[str | Path], plugins: Sequence[str | Path] = ()) -> list[Scenario]:

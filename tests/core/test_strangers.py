@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -510,10 +511,84 @@ def test_names_of_files_are_hashes_alone_so_that_no_names_collide(tmp_path):
 
 
 @pytest.mark.trial(16)
-@pytest.mark.parametrize("name", ["café", "cafe\u0301", "ＮＥＴ", "net\u202e", "a b"])
+@pytest.mark.parametrize("name", ["café", "cafe\u0301", "ＮＥＴ", "net\u202e", "a b", "x" * 300, "שלום"])
 def test_names_that_look_alike_or_have_several_forms_are_refused(name, tmp_path):
     text = SCENARIO.read_text(encoding="utf-8").replace("small:", f"'{name}':")
     file = tmp_path / "s.yaml"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(worldsim.WorldsimError):
         worldsim.load(file)
+
+
+OUTSIDE = [
+    "../x", "/etc/passwd", "~", "~root", "a/b", "\\\\server\\x", "http://x.org/y", "..", "/dev/zero", "file:///x",
+]  # fmt: skip
+
+
+@pytest.mark.trial(17)
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("place", ["small:", "{name: pendulum}", "test:", "[rollout]", "name: neural_ode"])
+def test_a_scenario_names_no_file(place, name, tmp_path):
+    """Neither as a label nor as a component: names are looked up, and never opened."""
+    old = {"[rollout]": "rollout", "{name: pendulum}": "pendulum", "name: neural_ode": "neural_ode"}
+    word = old.get(place, place.rstrip(":"))
+    text = SCENARIO.read_text(encoding="utf-8")
+    assert place in text
+    file = tmp_path / "s.yaml"
+    file.write_text(text.replace(place, place.replace(word, json.dumps(name))), encoding="utf-8")
+    with pytest.raises(worldsim.errors.ScenarioError) as caught:
+        worldsim.load(file)
+    told = [f"{problem.key} {problem.message}" for problem in caught.value.problems]
+    assert any(name in words or repr(name) in words for words in told), told
+
+
+@pytest.mark.trial(17)
+def test_a_suite_leads_to_no_file_outside(tmp_path, capsys):
+    suite, secret = tmp_path / "suite", tmp_path / "secret.yaml"
+    suite.mkdir()
+    secret.write_text("password: swordfish", encoding="utf-8")
+    (suite / "good.yaml").symlink_to(suite / "real.yaml")
+    shutil.copy(SCENARIO, suite / "real.yaml")
+    assert exit_code(["validate", str(suite / "good.yaml")]) == 0
+    (suite / "link.yaml").symlink_to(secret)
+    for target in (suite, "quickstart/../../pyproject"):
+        assert exit_code(["validate", str(target)]) == 2
+    told = capsys.readouterr().err
+    assert f"{suite / 'link.yaml'} leads out of {suite}, to {secret}" in told
+    assert "swordfish" not in told
+
+
+@pytest.mark.trial(18)
+@pytest.mark.parametrize(
+    ("place", "code"),
+    [
+        ("name: neural_ode", "_target_: os.system, name: neural_ode"),
+        ("name: neural_ode", "name: os.system"),
+        ("name: neural_ode", 'name: \'__import__("os").mkdir("ran")\''),
+        ("width: 4", "width: '{{ 2 + 2 }}'"),
+        ("width: 4", "width: ${WIDTH}"),
+        ("width: 4", "width: ${oc.env:WIDTH}"),
+        ("width: 4", "width: $WIDTH"),
+        ("width: 4", "width: 2 + 2"),
+        ("[rollout]", "['!function os.getcwd']"),
+    ],
+)
+def test_code_in_a_scenario_is_a_wrong_value(place, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WIDTH", "4")
+    text = SCENARIO.read_text(encoding="utf-8")
+    assert place in text
+    file = tmp_path / "s.yaml"
+    file.write_text(text.replace(place, code), encoding="utf-8")
+    with pytest.raises(worldsim.errors.ScenarioError):
+        worldsim.load(file)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.yaml"]
+
+
+@pytest.mark.trial(18)
+def test_code_in_a_text_is_text(tmp_path):
+    about = "{{ 7 * 7 }} ${HOME} `id` $(id) %(x)s {x} <%= 7 %>"
+    text = re.sub("about: .*", lambda _: f"about: '{about}'", SCENARIO.read_text(encoding="utf-8"))
+    file = tmp_path / "s.yaml"
+    file.write_text(text, encoding="utf-8")
+    assert worldsim.load(file).about == about
