@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -214,6 +216,29 @@ def test_scripts_are_allowed_by_their_hash_alone(page):
         if "id" not in attrs:
             digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
             assert f"'sha256-{digest}'" in policy
+
+
+@pytest.mark.trial(20)
+@pytest.mark.slow
+def test_a_browser_finds_nothing_of_a_stranger_to_run(results, tmp_path):
+    """The document as a browser has made it, figures and their labels drawn."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("there is no chromium to open the report in")
+    report = write_report(results, tmp_path / "report.html")
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=60000", "--dump-dom")
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    command = [browser, *options, profile, report.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=True)
+    parsed = Page()
+    parsed.feed(done.stdout)
+    root = {name: value for tag, name, value in parsed.attributes if tag == "html"}
+    assert (root["data-ready"], root["data-errors"]) == ("1", "0")
+    assert ATTACK in "".join(parsed.text)
+    assert "main-svg" in done.stdout
+    assert not [text for _, text in parsed.scripts if text.strip() == "alert(1)"]
+    assert not [each for each in parsed.attributes if each[1].startswith("on")]
+    assert not [each for each in parsed.attributes if str(each[2]).strip().startswith("javascript:")]
 
 
 def test_a_number_that_is_none_does_not_look_like_one(page):

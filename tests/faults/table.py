@@ -28,7 +28,9 @@ class Outcome:
         """Why something was not run; of a trial that nothing belongs to, that."""
         if not (self.passed or self.failed or self.skipped):
             return "no test has its mark"
-        return "; ".join(dict.fromkeys(self.skipped))
+        reasons = "; ".join(dict.fromkeys(self.skipped))
+        count = f"{len(self.skipped)} not run, " if self.skipped and self.passed else ""
+        return f"{count}{reasons}"
 
 
 class Table:

@@ -53,6 +53,7 @@ def test_a_constant_is_far_away():
     assert scores["spectrum_distance"].value == 1
 
 
+@pytest.mark.trial(7)
 def test_blow_ups_are_counted_and_what_is_lost_is_not_measured():
     truth, states = walk(1), walk(2).states.clone()
     states[0, 0, 9:] = 1e3

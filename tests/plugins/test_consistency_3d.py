@@ -114,6 +114,7 @@ def test_a_blank_first_frame_is_no_view(inner):
     assert found["moving"].value == 1.0
 
 
+@pytest.mark.trial(7)
 def test_geometry_that_is_not_finite_is_no_number():
     states = truth().states.clone()
     states[0, :, 5] = torch.nan

@@ -170,6 +170,7 @@ def test_what_follows_a_ragged_end_counts_for_nothing(system, constraint) -> Non
     assert gradient.isfinite().all()
 
 
+@pytest.mark.trial(7)
 @pytest.mark.parametrize(("system", "constraint"), BOTH)
 def test_a_rollout_that_is_not_finite_is_flagged_and_harms_nobody(system, constraint) -> None:
     wrong = noisy(truth(system))

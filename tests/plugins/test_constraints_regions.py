@@ -123,6 +123,7 @@ def test_what_follows_a_ragged_end_counts_for_nothing(system, constraint) -> Non
     assert gradient.isfinite().all()
 
 
+@pytest.mark.trial(7)
 def test_a_rollout_that_is_not_finite_is_flagged() -> None:
     constraint, wrong = Boundary(Billiards()), noisy(truth(Billiards()), 2.0)
     wrong.states[2, 0, 3, 0] = torch.nan

@@ -143,6 +143,7 @@ def test_a_vanishing_scale_is_never_a_number():
     assert score["drift_momentum"].failed == 6
 
 
+@pytest.mark.trial(7)
 def test_a_rollout_that_explodes_makes_the_drift_not_measurable():
     states = TRUTH.states.clone()
     states[2, :, 5:] = math.nan

@@ -35,6 +35,7 @@ def test_the_error_is_that_of_the_true_energy_in_its_units():
     assert own.value == 0.0
 
 
+@pytest.mark.trial(7)
 def test_a_broken_rollout_has_no_number_and_keeps_its_curve_until_then():
     guess = TRUTH.replace(states=TRUTH.states.clone())
     guess.states[3, 0, 5:] = torch.nan

@@ -99,6 +99,7 @@ def test_no_event_no_score_and_no_tokens():
         OrderOfEvents(Automaton(preset="lattice"), of=["x"])
 
 
+@pytest.mark.trial(7)
 def test_a_rollout_that_is_lost_is_counted():
     states = TRUTH.states.clone()
     states[2, 0, 9] = math.nan

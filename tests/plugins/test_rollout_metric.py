@@ -121,6 +121,7 @@ def test_crps_of_two_draws_by_hand():
     assert scored(draws, truth)["crps"].value == pytest.approx(1.0)
 
 
+@pytest.mark.trial(7)
 def test_a_rollout_that_explodes_is_counted_and_never_averaged_away():
     states = TRUTH.states.clone()
     states[5, :, 4:] = math.nan
