@@ -84,7 +84,7 @@ def run(scenarios, out, *options, check=False, env=None):
 
 def kill(process):
     """SIGKILL the whole process group of a started run; it cannot say more."""
-    with suppress(ProcessLookupError):
+    if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
@@ -220,6 +220,6 @@ def come_to(process, holds):
     has ended before."""
     wait_for(lambda: holds() or process.poll() is not None)
     if not holds():
-        with suppress(ProcessLookupError):
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         raise AssertionError(process.communicate())

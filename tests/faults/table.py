@@ -80,7 +80,7 @@ class Table:
             tests = outcome.passed + outcome.failed
             row = (number, TRIALS[number], tests, f"{outcome.seconds:.1f}", f"{outcome.verdict}{remark}")
             say(f"| {' | '.join(map(str, row))} |")
-        say(f"{self.count('PASS')}/{len(TRIALS)}")
+        say(f"{self.count('PASS')}/{len(self.asked)}")
 
     def count(self, verdict: str) -> int:
         return sum(outcome.verdict == verdict for outcome in self.outcomes.values())
