@@ -37,7 +37,7 @@ class Table:
     """Only the trials of ``asked`` are run, all when it is empty."""
 
     def __init__(self, asked: tuple[int, ...] = ()) -> None:
-        self.asked = asked or tuple(TRIALS)
+        self.asked = tuple(sorted(set(asked))) or tuple(TRIALS)
         self.outcomes = {number: Outcome() for number in self.asked}
         self.trials: dict[str, list[int]] = {}
 
