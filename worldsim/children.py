@@ -82,8 +82,9 @@ class Crew:
     called once in each and importable there, has given; ``common, own`` is ``parts(item)``.
 
     ``common`` is sent only when it is another object than that of the child's last item. ``timeout`` in
-    seconds and ``memory`` in bytes of the resident set, of the whole child, limit each item. Raises
-    WorldsimError where memory cannot be watched.
+    seconds and ``memory`` in bytes of the resident set, of the whole child, limit each item. Children leave
+    at the end of each ``map``; ``lasting`` ones stay for the next, until ``close``. Raises WorldsimError
+    where memory cannot be watched.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Crew:
         timeout: float | None = None,
         memory: int | None = None,
         parts: Callable[[Any], tuple[Any, Any]] = undivided,
+        lasting: bool = False,
     ) -> None:
         if memory is not None and not Path("/proc/self/statm").exists():
             raise WorldsimError("this system has no /proc, so no limit of memory can be kept; leave it out")
@@ -101,6 +103,8 @@ class Crew:
         self.parts = parts
         self.timeout = timeout
         self.memory = memory
+        self.lasting = lasting
+        self.crew: dict[int, Child] = {}
         self.end = float("inf")
         self.deaths = 0
 
@@ -116,7 +120,7 @@ class Crew:
         """
         waiting = iter(items)
         todo = deque(islice(waiting, self.workers))
-        crew: dict[int, Child] = {}
+        crew = self.crew
         try:
             while self._goes_on(todo, crew):
                 self._hire(len(todo), crew)
@@ -128,11 +132,19 @@ class Crew:
                 connection.wait([end for child in crew.values() for end in child.ends], TICK)
                 for number in list(crew):
                     yield from self._heard(number, crew, watch)
-            if self.end == float("inf"):
+            if self.end == float("inf") and not self.lasting:
                 dismiss(crew.values())
         finally:
-            for child in crew.values():
-                child.kill()
+            for number, child in list(crew.items()):
+                if not (self.lasting and child.is_idle):
+                    crew.pop(number).kill()
+
+    def close(self) -> None:
+        """Let the children leave that stay between two ``map``; nothing is under way."""
+        dismiss(self.crew.values())
+        for child in self.crew.values():
+            child.kill()
+        self.crew.clear()
 
     def _goes_on(self, todo: deque[Any], crew: dict[int, Child]) -> bool:
         if self.end < float("inf"):
@@ -141,10 +153,10 @@ class Crew:
         return bool(todo or busy) and time.monotonic() < self.end
 
     def _hire(self, todo: int, crew: dict[int, Child]) -> None:
-        """As many as there is work for. A child that holds on to memory makes room for a new one: what was
-        computed before must not decide the next item's fate."""
+        """As many as there is work for. A child that holds on to memory, or died without work, makes room for
+        a new one: what was before must not decide the next item's fate."""
         for number, child in list(crew.items()):
-            if child.is_idle and child.holds_on_to(self.memory):
+            if child.is_idle and (child.holds_on_to(self.memory) or not child.process.is_alive()):
                 crew.pop(number).kill()
         free = sum(child.item is None for child in crew.values())
         for number in range(self.workers):
