@@ -20,6 +20,7 @@ LAYERS = [
     "report batch rescoring leftovers",
     "verifying export",
     "rank",
+    "dask_executor dask_worker dask_clusters",
     "executors run build results tables composed comparing xarray_backend planning compacting stacking",
     "failures",
     "quick ranks",

@@ -115,7 +115,8 @@ def run(
     """
     from worldsim.build import checked_device, checked_dtype
 
-    checked_device(device)
+    if executor is None:  # another one computes on devices of its own
+        checked_device(device)
     checked_dtype(dtype)
     only = replace(only, models=(*only.models, *(models or ())), seeds=(*only.seeds, *(seeds or ())))
     plan = make_plan(gather(target, plugins), Path(out), only, device=device, dtype=dtype, shard=shard)

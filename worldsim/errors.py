@@ -36,6 +36,10 @@ class DeviceError(WorldsimError):
     """The device or dtype asked for is absent from this machine."""
 
 
+class ClusterError(WorldsimError):
+    """A cluster cannot be reached, was lost, or has workers that cannot do what is asked of them."""
+
+
 class ResultError(WorldsimError):
     """A kept result is missing, corrupt or of another layout."""
 

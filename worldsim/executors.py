@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from worldsim import failures
-from worldsim.children import Crew, Died
+from worldsim.children import Crew, Died, Returned
 from worldsim.events import EventLog
 from worldsim.hookspecs import hookimpl
 from worldsim.store import Store
@@ -22,7 +23,7 @@ from worldsim.worker import own_tail
 
 if TYPE_CHECKING:
     from worldsim.run import Receipt
-    from worldsim.scenario import Scenario
+    from worldsim.scenario import Case, Scenario
     from worldsim.truth import Truths
 
 SCENARIOS = 64
@@ -119,9 +120,19 @@ def compute(
     scenario = scenario or read_scenario(task)
     case, store = Case(scenario, task.model, task.seed, task.device, task.dtype), Store(Path(task.root))
     if task.key and case.key != task.key:
-        return failed(task, "the code of a plugin changed since the plan was made; run again")
+        return failed(task, changed_code(case))
     with _watched(case, say):
         return run_case(case, store, task.train, log, begun, truths)
+
+
+def changed_code(case: Case) -> str:
+    """Why this process does not compute a case whose key the plan has otherwise."""
+    versions = (" ".join(filter(None, parts)) for parts in case.meaning["plugins"])
+    return (
+        f"the code of worldsim or of a plugin changed since the plan was made, or is another on "
+        f"{platform.node()}, which has worldsim {case.meaning['worldsim']} and {', '.join(versions)}: "
+        "install the same versions everywhere, and run again"
+    )
 
 
 def read_scenario(task: Task) -> Scenario:
@@ -225,14 +236,7 @@ class Local:
 
         with closing(self.crew.map(tasks, seen)) as outcomes:
             for outcome in outcomes:
-                if isinstance(outcome, Died):
-                    told = vars(outcome).copy()
-                    yield failed(told.pop("item"), **told)
-                    continue
-                if outcome.value.status != "failed":  # of one that failed it is kept with the failure
-                    with suppress(BrokenPipeError):  # the reader of what cases say has gone; they go on
-                        print(outcome.log, end="", flush=True)
-                yield outcome.value
+                yield received(outcome)
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -241,6 +245,19 @@ class Local:
 
     def close(self) -> None:
         """Children live no longer than one ``run``."""
+
+
+def received(outcome: Returned | Died, host: str = "") -> Receipt:
+    """The receipt of the task ``outcome.item``. A death, on ``host``, is kept as a failure; what a case that
+    did not fail has written is printed."""
+    if isinstance(outcome, Died):
+        told = vars(outcome).copy()
+        return failed(told.pop("item"), host=host, **told)
+    receipt: Receipt = outcome.value
+    if receipt.status != "failed":  # of one that failed it is kept with the failure
+        with suppress(BrokenPipeError):  # the reader of what cases say has gone; they go on
+            print(outcome.log, end="", flush=True)
+    return receipt
 
 
 def divided(task: Task) -> tuple[Mapping[str, Any], Task]:

@@ -41,13 +41,15 @@ def keep(
     exit_code: int | None = None,
     signal: str = "",
     where: Mapping[str, Any] | None = None,
+    host: str = "",
 ) -> None:
-    """Keep one document; what there was of the same case gives the number of attempts."""
+    """Keep one document; what there was of the same case gives the number of attempts. ``host`` is this
+    machine where none is given."""
     assert kind in KINDS
     document = {
         "key": key, "label": label, "kind": kind, "message": message, "attempts": attempts(store, key) + 1,
-        "host": platform.node(), "seconds": round(seconds, 3), "exit_code": exit_code, "signal": signal,
-        "traceback": traceback, "log": log, "where": dict(where or {}),
+        "host": host or platform.node(), "seconds": round(seconds, 3), "exit_code": exit_code,
+        "signal": signal, "traceback": traceback, "log": log, "where": dict(where or {}),
     }  # fmt: skip
     store.keep_failure(key, document)
 
