@@ -16,7 +16,7 @@ import click
 
 from worldsim import __version__
 from worldsim.cli.terminal import speak_to_nobody
-from worldsim.errors import DeviceError, WorldsimError, did_you_mean
+from worldsim.errors import ClusterError, DeviceError, WorldsimError, did_you_mean
 
 DONE, SOME_FAILED, USAGE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes."""
@@ -68,7 +68,7 @@ def worldsim() -> None:
     """Find out whether a learned model understands a physical world or merely fits it.
 
     Exit codes: 0 all done, 1 some case failed, 2 usage or validation, 3 environment (device absent, folder
-    unwritable), 130 interrupted.
+    unwritable, cluster lost), 130 interrupted.
     """
 
 
@@ -97,7 +97,7 @@ def exit_code(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of a pipe has gone: nobody to tell
         speak_to_nobody()
         return DONE
-    except DeviceError as error:
+    except (ClusterError, DeviceError) as error:
         click.echo(str(error), err=True)
         return ENVIRONMENT
     except OSError as error:

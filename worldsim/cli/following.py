@@ -11,6 +11,7 @@ import click
 
 from worldsim.cli.progress import Display, progress
 from worldsim.cli.signals import interruptible, resume_line
+from worldsim.errors import ClusterError
 
 if TYPE_CHECKING:
     from worldsim.executors import Executor, Progress
@@ -36,7 +37,8 @@ class Follower:
 
 @contextmanager
 def followed(executor: Executor, total: int) -> Iterator[Follower]:
-    """Follow ``total`` cases; a signal that asks to stop ends the command with 130 and says how to go on."""
+    """Follow ``total`` cases. A signal that asks to stop ends the command with 130 and says how to go on; so
+    does a cluster that is lost, with its own exit code."""
     follower: Follower | None = None
     try:
         with interruptible(executor.cancel) as asked:
@@ -45,7 +47,7 @@ def followed(executor: Executor, total: int) -> Iterator[Follower]:
                 yield follower
             if asked.by:
                 raise KeyboardInterrupt
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ClusterError):
         done = follower.count if follower else 0
         click.echo(
             f"\n{done} of {total} cases ended. What is finished is kept: the same command goes on from there."

@@ -178,7 +178,7 @@ def _device() -> str:
 
 
 def _threads() -> str:
-    from worldsim.cli.running import cores
+    from worldsim.cli.placing import cores
 
     limit = os.environ.get("OMP_NUM_THREADS")
     return plural(cores(), "core") + (f", OMP_NUM_THREADS={limit}" if limit else "")

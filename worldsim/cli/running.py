@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from worldsim.cli.placing import Place, placing
 from worldsim.cli.terminal import (
-    MemorySize,
     fail,
     known_plugins,
     out_folder,
@@ -27,11 +26,6 @@ if TYPE_CHECKING:
     from worldsim.results import Results
     from worldsim.scenario import Scenario
     from worldsim.selection import Selection
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _shard(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, int] | None:
@@ -77,15 +71,7 @@ quick_look = click.option(
 @out_folder
 @selecting
 @quick_look
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    help="Child processes, 0 for none; all cores if left out.",
-)
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds a case may take.")
-@click.option(
-    "--memory", type=MemorySize(), metavar="SIZE", help="What a case's process may hold, such as 4GB."
-)
+@placing
 @click.option("--fail-fast", is_flag=True, help="Begin nothing more after a failure.")
 @click.option(
     "--max-failures", type=click.IntRange(min=1), metavar="N", help="Begin nothing more after N failures."
@@ -103,9 +89,7 @@ def run(
     out: Path,
     only: Selection,
     quick: bool,
-    workers: int | None,
-    timeout: float | None,
-    memory: int | None,
+    place: Place,
     fail_fast: bool,
     max_failures: int | None,
     shard: tuple[int, int] | None,
@@ -124,20 +108,16 @@ def run(
     from worldsim.cli import SOME_FAILED
     from worldsim.cli.following import followed
     from worldsim.cli.planning import print_plan
-    from worldsim.executors import InProcess, Local
     from worldsim.planning import make_plan
     from worldsim.results import open_results
     from worldsim.store import Store
 
-    workers = cores() if workers is None else workers
-    for option, limit in (("--timeout", timeout), ("--memory", memory)):
-        if limit is not None and workers == 0:
-            raise click.UsageError(f"{option} needs child processes: give --workers 1 or more")
-    executor = Local(workers, timeout, memory) if workers else InProcess()
+    executor = place.executor(device)
     known = known_plugins(plugins)
     scenarios = hastened(batch.read_scenarios(targets, plugins), quick)
     warn_about(known)
-    checked_device(device)
+    if place.is_here:
+        checked_device(device)
     try:
         plan = make_plan(scenarios, out, only, device=device, dtype=dtype, shard=shard)
     except OSError:  # a folder that cannot be looked into can least of all be written: that has advice
