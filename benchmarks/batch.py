@@ -1,6 +1,6 @@
 """What a batch costs beside its cases: planning, handing out, keeping, resuming, and the driver's memory.
 
-    python benchmarks/batch.py [--cases 10000] [--workers 2] [--folder DIR]
+    python benchmarks/batch.py [--cases 10000] [--workers 2] [--folder DIR] [--executor dask]
 
 A case is a small simulation of the doubling map by its own installed plugins: 16 trajectories of 32 steps
 beside a forecast that learns nothing, scored by ``rollout``; it is kept like any other case.
@@ -13,6 +13,9 @@ a line of its own.
 
 *Scaling* is how many more cases two workers end in a second than one; beside it what the machine gives two
 processes that share nothing and compute the same cases without any executor.
+
+With ``--executor dask`` the batches run on a Dask cluster of this machine with its scheduler in this process;
+the local executor's overhead for the same cases stands beside.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +92,19 @@ def files_of_a_case(results: Any) -> float:
     return kept / len(results.entries)
 
 
-def batch(folder: Path, cases: int, workers: int) -> dict[str, float]:
-    """Seconds of a batch in ``workers`` children, from its first receipt on, and of all its cases."""
+def executor_of(name: str, workers: int) -> Any:
+    from worldsim.executors import Local
+
+    if name == "local":
+        return Local(workers)
+    from worldsim.dask_clusters import local_cluster
+    from worldsim.dask_executor import Dask
+
+    return Dask(partial(local_cluster, workers))
+
+
+def batch(folder: Path, cases: int, workers: int, executor: str) -> dict[str, float]:
+    """Seconds of a batch on ``workers``, from its first receipt on, and of all its cases."""
     import worldsim
     from worldsim.plugins import registry
     from worldsim.reading import from_document
@@ -102,7 +118,8 @@ def batch(folder: Path, cases: int, workers: int) -> dict[str, float]:
         spent.append(receipt.cpu_seconds)
 
     begun = time.perf_counter()
-    worldsim.run(scenario, out=folder, workers=workers, on_receipt=ended)
+    with closing(executor_of(executor, workers)) as place:
+        worldsim.run(scenario, out=folder, executor=place, on_receipt=ended)
     wall, counted = times[-1] - times[0], len(times) - 1
     return {
         "start": times[0] - begun,
@@ -151,7 +168,7 @@ def peak_megabytes() -> float:
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 
-def figures(folder: Path, cases: int, workers: int) -> Sequence[tuple[str, str]]:
+def figures(folder: Path, cases: int, workers: int, executor: str) -> Sequence[tuple[str, str]]:
     """(what, value) of everything."""
     import worldsim
     from worldsim.plugins import registry
@@ -161,20 +178,22 @@ def figures(folder: Path, cases: int, workers: int) -> Sequence[tuple[str, str]]
     file, out = folder / "batch.yaml", folder / "many"
     file.write_text(json.dumps(document(cases)), encoding="utf-8")
     planning = command("plan", file, "--out", out)
-    many = batch(out, cases, workers)
+    many = batch(out, cases, workers, executor)
     peak = peak_megabytes()
     results = worldsim.open_results(out)
     status = command("status", out)
     resume = command("run", file, "--out", out, "--workers", workers, "--no-report")
-    one = batch(folder / "one", cases, 1)
+    one = batch(folder / "one", cases, 1, executor)
+    local = [] if executor == "local" else [batch(folder / "local", cases, workers, "local")]
     sync = fsync_seconds(folder)
     return [
-        ("cases, workers", f"{cases:,}, {workers}"),
+        ("cases, workers, executor", f"{cases:,}, {workers}, {executor}"),
         ("worldsim plan", f"{planning:.2f} s"),
         ("first receipt", f"{many['start']:.1f} s"),
         ("processor time of a case", f"{many['case']:.1f} ms"),
         (f"overhead of a case, {workers} workers", f"{many['overhead']:.1f} ms"),
         ("overhead of a case, 1 worker", f"{one['overhead']:.1f} ms"),
+        *((f"the same, local, {workers} workers", f"{each['overhead']:.1f} ms") for each in local),
         ("one fsync, and how many a case needs", f"{1e3 * sync:.1f} ms, {files_of_a_case(results):.1f}"),
         ("worldsim status", f"{status:.2f} s"),
         ("worldsim run again, tables printed", f"{resume:.2f} s"),
@@ -188,12 +207,13 @@ def figures(folder: Path, cases: int, workers: int) -> Sequence[tuple[str, str]]
 @click.command()
 @click.option("--cases", default=10_000, show_default=True, type=click.IntRange(10))
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1))
+@click.option("--executor", default="local", show_default=True, type=click.Choice(["local", "dask"]))
 @click.option(
     "--folder", type=click.Path(path_type=Path), help="Where results go; a temporary folder if not."
 )
-def main(cases: int, workers: int, folder: Path | None) -> None:
+def main(cases: int, workers: int, executor: str, folder: Path | None) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        found = figures(Path(place), cases, workers)
+        found = figures(Path(place), cases, workers, executor)
     width = max(len(what) for what, _ in found)
     for what, value in found:
         click.echo(f"{what:{width}}  {value}")

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import pathlib
+import signal
 import sys
 import time
 
@@ -48,6 +49,14 @@ class Perilous:
 
     def none(self, states):
         print("nothing happens")
+
+    def tells_its_gpus(self, states):
+        print("gpus", os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+    def takes_a_worker_with_it(self, states):
+        """Ends the process that started this one; of a Dask worker's child, the worker."""
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(600)
 
     def blows_up(self, states):
         states[0, 0, 3:] = torch.inf

@@ -1,6 +1,7 @@
 """Supervised children: whatever happens to one item costs that item alone, and is called by its name."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -112,6 +113,24 @@ def test_what_items_have_in_common_is_sent_once():
     crew = Crew(1, perilous.prepared, parts=lambda item: item)
     found = [outcome.value for outcome in crew.map(items, lambda *seen: None)]
     assert found == [("one", False), ("one", True), ("other", False), ("one", False)]
+
+
+def test_children_that_last_are_the_same_until_they_die_or_are_let_go():
+    """One that was killed between two items is replaced, and is no item's death."""
+    crew, found = Crew(1, perilous.prepared, lasting=True), []
+    for kill in (False, True, False):
+        (spoken,) = crew.map([("speak", "here")], lambda *seen: None)
+        found.append(spoken.value)
+        if kill:
+            os.kill(spoken.value, signal.SIGKILL)
+            crew.crew[0].process.join()
+    assert found[0] == found[1] != found[2]
+    (died,) = crew.map([("leaves", 3)], lambda *seen: None)
+    assert (died.kind, crew.crew) == ("crash", {})
+    (spoken,) = crew.map([("speak", "here")], lambda *seen: None)
+    process = crew.crew[0].process
+    crew.close()
+    assert (process.exitcode, crew.crew) == (0, {})
 
 
 def test_children_that_cannot_begin_end_the_run_with_what_they_said():
