@@ -195,7 +195,7 @@ def test_a_case_that_takes_its_workers_with_it_is_a_crash(tmp_path, monkeypatch)
     out, file = tmp_path / "out", oracle.perilous(tmp_path, "takes_a_worker_with_it", "none")
     options = ("--plugin", oracle.PERILOUS, "--executor", "dask")
     process = oracle.start(file, out, *options, env=oracle.environment(out, "rollout"))
-    code, output, errors = oracle.finish(process, out)
+    code, _, errors = oracle.finish(process, out)
     assert code == 1, errors
     (failure,) = oracle.failures_of(out).values()
     assert (failure["kind"], failure["label"]) == ("crash", "perilous/takes_a_worker_with_it/0")

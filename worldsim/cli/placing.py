@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -92,7 +93,11 @@ class Place:
                 where = functools.partial(local_cluster, self.workers or len(gpus) or cores(), gpus)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint=f"'{cluster}'") from error
-        return Dask(where, self.timeout, self.memory)
+        dask = Dask(where, self.timeout, self.memory)
+        logging.getLogger("distributed.client").setLevel(
+            logging.CRITICAL
+        )  # what it says, the run says shorter
+        return dask
 
 
 OPTIONS = (
