@@ -112,7 +112,7 @@ def scheduler_in(file: Path) -> str:
     """The address in a scheduler file. Raises ValueError where there is none."""
     try:
         return str(json.loads(file.read_text(encoding="utf-8"))["address"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file} is no scheduler file, as dask scheduler --scheduler-file writes one"
         ) from error

@@ -210,6 +210,7 @@ def test_a_scheduler_that_does_not_answer_is_named(monkeypatch, tmp_path):
         ("--executor dask --slurm mem=1G,mem=2G --workers 2", "mem is given twice"),
         ("--executor dask --slurm cpus-per-task=x --workers 2", "cpus-per-task=x is no number"),
         ("--executor dask --scheduler-file {no}", "is no scheduler file"),
+        ("--executor dask --scheduler-file {no}s", "is no scheduler file"),
         ("--executor ray", "'ray' is not one of"),
     ],
 )

@@ -119,7 +119,7 @@ OPTIONS = (
     click.option(
         "--scheduler-file",
         metavar="FILE",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=click.Path(dir_okay=False, path_type=Path),
         help="The file in which a Dask scheduler has written its address.",
     ),
     click.option(
