@@ -6,11 +6,12 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from worldsim.errors import WorldsimError
+from worldsim.errors import ClusterError, WorldsimError
 
 LOOPBACK = "127.0.0.1"
 
@@ -38,11 +39,17 @@ def local_cluster(workers: int, gpus: Sequence[str] = ()) -> Any:
     from distributed import Nanny, Scheduler, SpecCluster
 
     here = {"host": LOOPBACK, "dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
+    alone = {
+        **here,
+        "nthreads": 1,
+        "memory_limit": 0,
+        "preload": ["worldsim.dask_worker"],
+        "silence_logs": logging.ERROR,
+    }
     specs = {}
     for number in range(workers):
         env = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
-        options = {**here, "nthreads": 1, "memory_limit": 0, "env": env, "silence_logs": logging.ERROR}
-        specs[number] = {"cls": Nanny, "options": options}
+        specs[number] = {"cls": Nanny, "options": {**alone, "env": env}}
     with dask.config.set(SETTINGS):
         scheduler = {"cls": Scheduler, "options": {**here, "port": 0}}
         return SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.ERROR)
@@ -62,8 +69,10 @@ def slurm_cluster(directives: Mapping[str, str], workers: int) -> Any:
     """A scheduler in this process, and ``workers`` SLURM jobs of one Dask worker with one thread each.
 
     ``directives`` are options of sbatch by their long names. Raises WorldsimError where dask-jobqueue is not
-    installed.
+    installed, and ClusterError where there is no sbatch to give jobs to.
     """
+    if workers and shutil.which("sbatch") is None:
+        raise ClusterError("--slurm needs sbatch, which this machine does not have: run from a login node")
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:

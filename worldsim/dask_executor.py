@@ -44,7 +44,7 @@ SILENT_SECONDS = 5.0
 SHARED = 4
 """Tasks that share a document before it is sent once to each worker, and not with each task."""
 
-CONNECT_SECONDS = 20.0
+CONNECT_SECONDS = 8.0
 
 SAYS, ENDED = "says", "ended"
 """What is heard of a case that is under way, beside the states of Dask's futures."""
@@ -102,7 +102,7 @@ class Dask:
         else:
             more = {}
         if callable(where):
-            where = self.started = self.started or where()
+            where = self.started = self.started or begun(where)
         try:
             return Client(where, set_as_default=False, timeout=CONNECT_SECONDS, name="worldsim", **more)
         except (OSError, ValueError, TypeError) as error:
@@ -110,6 +110,15 @@ class Dask:
                 f"no Dask scheduler answers at {where} ({error or type(error).__name__}): is it running, and "
                 "may this machine reach it?"
             ) from error
+
+
+def begun(start: Callable[[], Cluster]) -> Cluster:
+    try:
+        return start()
+    except WorldsimError:
+        raise
+    except Exception as error:
+        raise ClusterError(f"no Dask cluster could be started: {type(error).__name__}: {error}") from error
 
 
 class Batch:
@@ -160,7 +169,7 @@ class Batch:
             self._leave()
             while not self.inbox.empty():
                 what, key, more = self.inbox.get()
-                if what == ENDED:
+                if what == ENDED and key in self.pending:
                     self.told[key] = more
             for key, told in self.told.items():
                 yield receipt_of(self.pending[key][0], told)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import pickle
 import platform
 import threading
@@ -43,6 +44,12 @@ DISTRIBUTIONS = ("worldsim", "torch")
 
 class Abandoned(Exception):
     """A case was neither finished nor did it fail: its worker was told to leave it."""
+
+
+def dask_setup(worker: Worker) -> None:
+    """What Dask calls in a worker that preloads this module, as those of a run's own cluster do: a terminal's
+    Ctrl-C is for the run, which stops them in order."""
+    os.setpgrp()
 
 
 def versions() -> dict[str, str]:

@@ -42,6 +42,11 @@ def scenario(*perils, name="perilous"):
     return from_document({**DOCUMENT, "models": models}, name, registry((PLUGIN,)))
 
 
+def nothing(root):
+    """A task that nobody comes to compute."""
+    return Task({}, "s", "m", 0, "cpu", "float32", str(root), ())
+
+
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     """What workers inherit: few plugins, and where a case that sleeps leaves its mark."""
@@ -168,7 +173,7 @@ def test_a_run_that_is_cancelled_ends_within_five_seconds(cluster, tmp_path, mon
     assert "sleeps" not in {receipt.label.split("/")[1] for receipt in receipts}
     assert not (tmp_path / "failures").exists()
     assert results.status(results.find("perilous", "sleeps")) == "missing"
-    assert list(executor.run([Task({}, "s", "m", 0, "cpu", "float32", str(tmp_path), ())])) == []
+    assert list(executor.run([nothing(tmp_path)])) == []
 
 
 def test_workers_of_other_versions_are_refused(cluster, tmp_path, monkeypatch):
@@ -176,11 +181,11 @@ def test_workers_of_other_versions_are_refused(cluster, tmp_path, monkeypatch):
 
     monkeypatch.setattr(dask_worker, "versions", lambda: {"worldsim": "9.0", "torch": "9.1"})
     with pytest.raises(ClusterError, match=r"has worldsim .*, and this run worldsim 9\.0 and torch 9\.1"):
-        list(Dask(cluster).run([Task({}, "s", "m", 0, "cpu", "float32", str(tmp_path), ())]))
+        list(Dask(cluster).run([nothing(tmp_path)]))
 
 
 def test_workers_that_do_not_see_the_results_are_refused(cluster, tmp_path):
-    task = Task({}, "s", "m", 0, "cpu", "float32", str(tmp_path / "elsewhere"), ())
+    task = nothing(tmp_path / "elsewhere")
     with pytest.raises(ClusterError, match=r"does not see the folder .*elsewhere"):
         list(Dask(cluster).run([task]))
 
@@ -188,7 +193,7 @@ def test_workers_that_do_not_see_the_results_are_refused(cluster, tmp_path):
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(dask_executor, "CONNECT_SECONDS", 0.3)
     with pytest.raises(ClusterError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9 "):
-        list(Dask("tcp://127.0.0.1:9").run([Task({}, "s", "m", 0, "cpu", "float32", str(tmp_path), ())]))
+        list(Dask("tcp://127.0.0.1:9").run([nothing(tmp_path)]))
 
 
 # The command line -----------------------------------------------------------------------------------------
@@ -240,6 +245,18 @@ def test_the_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "distributed", None)
     with pytest.raises(WorldsimError, match=r"pip install 'worldsim\[dask\]'"):
         Dask("tcp://127.0.0.1:9")
+
+
+def test_a_machine_without_slurm_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ClusterError, match="needs sbatch, which this machine does not have"):
+        list(Dask(lambda: slurm_cluster({}, 1)).run([nothing(tmp_path)]))
+
+
+def test_a_cluster_that_cannot_start_says_why(tmp_path):
+    task = nothing(tmp_path)
+    with pytest.raises(ClusterError, match="no Dask cluster could be started: ZeroDivisionError"):
+        list(Dask(lambda: 1 / 0).run([task]))
 
 
 # SLURM ----------------------------------------------------------------------------------------------------

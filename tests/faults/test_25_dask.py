@@ -4,6 +4,7 @@ A worker or a nanny that is lost costs nothing but time. Without the scheduler a
 on, and without the client that asked for it nothing goes on. Nobody is left behind.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -187,6 +188,30 @@ def test_a_run_that_is_interrupted_leaves_its_cluster_as_it_was(cluster, tmp_pat
     assert time.monotonic() - asked < 10
     assert oracle.wait_for(lambda: cluster.children() == [], LEFT_SECONDS)
     finished(start(cluster, out), out, expected)
+
+
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
+def test_a_cluster_of_its_own_ends_with_its_run(tmp_path, expected, how):
+    """Killed alone, not its group; or by Ctrl-C, which a terminal sends to every process."""
+    out = tmp_path / "out"
+    process = oracle.start(oracle.SUITE, out, "--executor", "dask")
+    under_way(out, process)
+    if how == "killed":
+        process.kill()
+        process.communicate()
+    else:
+        asked = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        code, _, errors = oracle.finish(process, out)
+        assert (code, errors.count("to go on: ")) == (130, 1), errors
+        assert time.monotonic() - asked < 10
+        assert "Traceback" not in errors
+    assert oracle.left_behind(out, LEFT_SECONDS) == []
+    oracle.sound(out)
+    code, output, errors = oracle.finish(oracle.start(oracle.SUITE, out, "--executor", "dask"), out)
+    assert code == 0, errors or output
+    assert oracle.digest(out) == expected
+    assert oracle.left_behind(out, 5) == []
 
 
 def test_a_case_that_takes_its_workers_with_it_is_a_crash(tmp_path, monkeypatch):
