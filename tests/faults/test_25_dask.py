@@ -148,6 +148,7 @@ def test_without_its_scheduler_a_run_ends_and_says_how_to_go_on(cluster, tmp_pat
     process = start(cluster, out)
     under_way(out, process)
     children, killed = cluster.children(), time.monotonic()
+    assert children
     oracle.kill(cluster.scheduler)
     code, _, errors = oracle.finish(process, out)
     assert code == 3, errors
@@ -170,6 +171,7 @@ def test_a_client_that_is_killed_leaves_no_case_running(cluster, tmp_path, expec
     out = tmp_path / "out"
     process = start(cluster, out)
     under_way(out, process)
+    assert cluster.children()
     oracle.kill(process)
     assert oracle.wait_for(lambda: cluster.children() == [], LEFT_SECONDS)
     assert oracle.left_behind(out) == []
