@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from worldsim.cli.placing import Place, placing
 from worldsim.cli.terminal import (
     console,
     fail,
@@ -32,9 +33,7 @@ from worldsim.cli.terminal import (
     "of each scenario's own.",
 )
 @click.option("--scenario", "scenarios", multiple=True, metavar="NAME", help="Only this one; repeatable.")
-@click.option(
-    "--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Child processes, 0 for none."
-)
+@placing
 @click.option("--selftest", is_flag=True, help="Instead: hold metrics to numbers that are known exactly.")
 @plugin_files
 @click.option("--no-report", is_flag=True, help="Write no HTML report.")
@@ -42,7 +41,7 @@ def score(
     results: Path,
     metrics: str,
     scenarios: Sequence[str],
-    workers: int,
+    place: Place,
     selftest: bool,
     plugins: Sequence[Path],
     no_report: bool,
@@ -55,7 +54,6 @@ def score(
     from worldsim.cli import SOME_FAILED
     from worldsim.cli.following import followed
     from worldsim.cli.running import report_or_hint
-    from worldsim.executors import InProcess, Local
 
     known = known_plugins(plugins)
     warn_about(known)
@@ -65,7 +63,8 @@ def score(
     found = opened(results)
     asked = rescoring.metrics_of(metrics) if metrics.strip() else []
     plan = rescoring.planned(found, asked, scenarios, plugins)
-    executor = Local(workers) if workers else InProcess()
+    devices = {entry.device for entry in found.entries}
+    executor = place.executor("cuda" if "cuda" in devices else "cpu")
     with followed(executor, len(plan.unscored)) as follower:
         scored = rescoring.carried_out(found, plan, executor, plugins, follower.finished, follower.working)
     failed = follower.failed
