@@ -170,6 +170,8 @@ def peak_megabytes() -> float:
 
 def figures(folder: Path, cases: int, workers: int, executor: str) -> Sequence[tuple[str, str]]:
     """(what, value) of everything."""
+    import xarray as xr
+
     import worldsim
     from worldsim.plugins import registry
 
@@ -183,6 +185,8 @@ def figures(folder: Path, cases: int, workers: int, executor: str) -> Sequence[t
     results = worldsim.open_results(out)
     status = command("status", out)
     resume = command("run", file, "--out", out, "--workers", workers, "--no-report")
+    compacting = command("compact", out)
+    opening = min(timed(lambda: xr.open_datatree(out, engine="worldsim"))[1] for _ in range(5))
     one = batch(folder / "one", cases, 1, executor)
     local = [] if executor == "local" else [batch(folder / "local", cases, workers, "local")]
     sync = fsync_seconds(folder)
@@ -197,6 +201,8 @@ def figures(folder: Path, cases: int, workers: int, executor: str) -> Sequence[t
         ("one fsync, and how many a case needs", f"{1e3 * sync:.1f} ms, {files_of_a_case(results):.1f}"),
         ("worldsim status", f"{status:.2f} s"),
         ("worldsim run again, tables printed", f"{resume:.2f} s"),
+        ("worldsim compact", f"{compacting:.1f} s"),
+        ("open of the compacted results", f"{1e3 * opening:.0f} ms"),
         ("peak memory of the driver, and after imports", f"{peak:.0f} MB, {imported:.0f} MB"),
         (f"cases per second, {workers} workers and 1", f"{many['rate']:.1f}, {one['rate']:.1f}"),
         (f"scaling from 1 worker to {workers}", f"{many['rate'] / one['rate']:.2f}"),

@@ -49,9 +49,13 @@ def allowance(size: int) -> int:
 def zip_tree(tree: xr.DataTree, provenance: Mapping[str, Any]) -> bytes:
     """A Zarr v3 group in an uncompressed zip with fixed dates: equal trees give equal bytes.
 
-    zarr's own ZipStore stamps the local time, so that the same result would differ from run to run. The
-    zip's comment is ``provenance``, and the checksum of the whole file.
+    The zip's comment is ``provenance``, and the checksum of the whole file.
     """
+    return packed(members_of(tree), provenance)
+
+
+def members_of(tree: xr.DataTree) -> dict[str, bytes]:
+    """The files that Zarr makes of ``tree``, by name."""
     from zarr.storage import MemoryStore
 
     from worldsim.trees import without_labels
@@ -62,7 +66,12 @@ def zip_tree(tree: xr.DataTree, provenance: Mapping[str, Any]) -> bytes:
         raise ResultError(
             f"the rollouts make {len(memory)} chunks, at most {MAX_MEMBERS} can be kept in a file"
         )
-    members = {name: value.to_bytes() for name, value in memory.items()}
+    return {name: value.to_bytes() for name, value in memory.items()}
+
+
+def packed(members: Mapping[str, bytes], provenance: Mapping[str, Any]) -> bytes:
+    """The zip of ``members``. zarr's own ZipStore stamps the local time, so that the same result would differ
+    from run to run."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(members, key=lambda n: (n != "zarr.json", n)):
