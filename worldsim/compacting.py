@@ -111,34 +111,34 @@ def fingerprint(root: Path, unscored: Sequence[Any]) -> str:
     found = hashlib.sha256()
     for plan in plan_paths(root):
         found.update(content(plan, MAX_PLAN))
-    for name in _names(root, unscored):
-        found.update(f"{name}\n".encode())
+    folders = ["failures", *(f"runs/{name}" for name in _listed(f"{root}/runs"))]
+    folders += [f"scores/{key}" for key in unscored]
+    for folder in folders:
+        names = [folder.rpartition("/")[2], *_listed(f"{root}/{folder}"), ""]
+        found.update("\n".join(names).encode())
     return found.hexdigest()
 
 
-def _names(root: Path, unscored: Sequence[Any]) -> Iterator[str]:
-    folders = [root / "failures", *(root / "runs" / name for name in _listed(root / "runs"))]
-    folders += [root / "scores" / str(key) for key in unscored]
-    for folder in folders:
-        yield folder.name
-        yield from _listed(folder)
-
-
-def _listed(folder: Path) -> list[str]:
+def _listed(folder: str) -> list[str]:
     try:
-        return sorted(name for name in os.listdir(folder) if not name.endswith(".part"))
+        return sorted([name for name in os.listdir(folder) if not name.endswith(".part")])
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
 def _census(path: Path) -> dict[str, int]:
-    sizes = [
-        os.lstat(os.path.join(folder, name)).st_size
-        for folder, _, names in os.walk(path)
-        for name in names
-        if name != MARK
-    ]
+    sizes = list(_sizes(str(path)))
     return {"files": len(sizes), "bytes": sum(sizes)}
+
+
+def _sizes(folder: str) -> Iterator[int]:
+    """Bytes of every file, but for the mark."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _sizes(entry.path)
+            elif entry.name != MARK:
+                yield entry.stat(follow_symlinks=False).st_size
 
 
 def _clear(root: Path) -> None:

@@ -138,6 +138,7 @@ class Batch:
         self.pending: dict[str, tuple[Task, Future]] = {}
         self.inbox: SimpleQueue[tuple[str, str, Any]] = SimpleQueue()
         self.told: dict[str, dict[str, Any]] = {}
+        self.begun: set[str] = set()
         self.workers = self.heard = -1.0
         self.left = False
         uses = Counter(task.scenario for task in tasks)
@@ -203,8 +204,12 @@ class Batch:
             return
         task, _ = self.pending[key]
         if what == SAYS:
+            self.begun.add(key)
             self.watch(Progress(more["child"], task.label, more["text"]))
         elif what == ENDED:
+            if key not in self.begun:
+                self.watch(Progress(more["child"], task.label))
+            self.begun.discard(key)
             self.told[key] = more
         elif what == "finished":
             del self.pending[key]

@@ -11,6 +11,7 @@ import os
 import pickle
 import platform
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,10 @@ more."""
 
 IDLE_SECONDS = 10.0
 """How long a child stays without work. Nobody tells a worker that a run whose client was killed is over."""
+
+BRIEF_SECONDS = 0.5
+"""After a case that took less than this the next one's beginning is told together with its end: each event
+costs the scheduler and the client a message."""
 
 GRACE = 4.0
 """Seconds that a case still has when its run is cancelled; the client waits a little longer."""
@@ -166,7 +171,7 @@ class Driver(WorkerPlugin):  # type: ignore[misc]
 
     def _serve(self, name: str) -> None:
         """Compute one case after another in a child, until None comes."""
-        crew = self._crew()
+        crew, brief = self._crew(), False
         while True:
             try:
                 job = self.queue.get(timeout=IDLE_SECONDS)
@@ -177,21 +182,24 @@ class Driver(WorkerPlugin):  # type: ignore[misc]
                 break
             job.crew = crew
             if job.answer.set_running_or_notify_cancel():
-                self._compute(job, crew, name)
+                begun = time.monotonic()
+                self._compute(job, crew, name, brief)
+                brief = time.monotonic() - begun < BRIEF_SECONDS
             if crew.end < float("inf"):
                 crew.close()
                 crew = self._crew()
         crew.close()
 
-    def _compute(self, job: Job, crew: Crew, name: str) -> None:
+    def _compute(self, job: Job, crew: Crew, name: str, brief: bool) -> None:
         def seen(number: int, task: Task, text: str) -> None:
-            self._tell(job.key, SAYS, child=name, text=text)
+            if text or not brief:
+                self._tell(job.key, SAYS, child=name, text=text)
 
         try:
             outcomes = list(crew.map([job.task], seen))
             if outcomes:
                 told = pickle.dumps(replace(outcomes[0], item=None))
-                self._tell(job.key, ENDED, outcome=told, host=platform.node())
+                self._tell(job.key, ENDED, child=name, outcome=told, host=platform.node())
                 job.answer.set_result(None)
             else:
                 job.answer.set_exception(Abandoned())
