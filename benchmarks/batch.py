@@ -7,9 +7,9 @@ beside a forecast that learns nothing, scored by ``rollout``; it is kept like an
 
 *Overhead* is (wall time x workers - processor time of all cases) / cases. The processor time of a case is its
 process's, from the moment it gets the task until it hands in the receipt, and waiting for the disk is no
-processor time: the time of one fsync of a small file in the same folder stands beside, and how many a case
-needs. Wall time counts from the first receipt, since all workers import torch first; how long that takes has
-a line of its own.
+processor time: the time of one fsync of a small file in the same folder stands beside, and how many files a
+case writes. Each is flushed, and so are its folder and a folder that is new. Wall time counts from the first
+receipt, since all workers import torch first; how long that takes has a line of its own.
 
 *Scaling* is how many more cases two workers end in a second than one, which gets a fifth of the cases; beside
 it what the machine gives two processes that share nothing and compute the same cases without any executor.
@@ -88,7 +88,7 @@ def fsync_seconds(folder: Path, rounds: int = 200) -> float:
 
 
 def files_of_a_case(results: Any) -> float:
-    """How many files are written whole, hence fsynced, for a case, on average."""
+    """How many files are written for a case, on average."""
     kept = sum(1 for kind in ("runs", "fits", "scores") for _ in (results.root / kind).rglob("*.*"))
     return kept / len(results.entries)
 
@@ -200,7 +200,7 @@ def figures(folder: Path, cases: int, workers: int, executor: str) -> Sequence[t
         (f"overhead of a case, {workers} workers", f"{many['overhead']:.1f} ms"),
         ("overhead of a case, 1 worker", f"{one['overhead']:.1f} ms"),
         *((f"the same, local, {workers} workers", f"{each['overhead']:.1f} ms") for each in local),
-        ("one fsync, and how many a case needs", f"{1e3 * sync:.1f} ms, {files_of_a_case(results):.1f}"),
+        ("one fsync, and files of a case", f"{1e3 * sync:.1f} ms, {files_of_a_case(results):.1f}"),
         ("worldsim status", f"{status:.2f} s"),
         ("worldsim run again, tables printed", f"{resume:.2f} s"),
         ("worldsim compact", f"{compacting:.1f} s"),
