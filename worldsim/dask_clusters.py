@@ -19,6 +19,7 @@ LOOPBACK = "127.0.0.1"
 SETTINGS: dict[str, Any] = {
     "distributed.scheduler.allowed-failures": 3,
     "distributed.scheduler.worker-ttl": None,  # a busy machine is no dead worker
+    "distributed.scheduler.worker-saturation": 1.0,  # who waits for a worker is not blamed for its end
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
     "distributed.worker.profile.enabled": False,

@@ -13,7 +13,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -29,17 +29,24 @@ if TYPE_CHECKING:
 
     from worldsim.run import Receipt
 
-WINDOW = 1000
-"""Most cases that the scheduler holds at a time: each costs it some kilobytes, and a batch has 100,000."""
+AHEAD = 8
+"""Tasks that the scheduler holds for each thread of the cluster: each costs it some kilobytes, and a batch
+has 100,000. More are given out when half of them have ended."""
 
-CHUNK = 250
-"""Cases that are submitted together."""
+BUNDLE_SECONDS = 0.5
+"""Cases that take less go out several to a task of Dask's, which costs milliseconds of its own: as many as
+take so long together, going by the last case of their model, and no more than ``BUNDLE``."""
+
+BUNDLE = 16
 
 TICK = 0.2
 """Seconds between looks at what was asked from outside."""
 
-SILENT_SECONDS = 5.0
-"""After so long without a word the cluster is asked how many workers it has."""
+LOOK_SECONDS = 5.0
+"""So often the cluster is asked for its workers."""
+
+ANSWER_SECONDS = 30.0
+"""A scheduler that takes longer to say who its workers are is taken for lost."""
 
 SHARED = 4
 """Tasks that share a document before it is sent once to each worker, and not with each task."""
@@ -121,8 +128,28 @@ def begun(start: Callable[[], Cluster]) -> Cluster:
         raise ClusterError(f"no Dask cluster could be started: {type(error).__name__}: {error}") from error
 
 
+@dataclass
+class Bundle:
+    """Cases that went out as one task of Dask's; ``open`` are the numbers of those of which no end was heard,
+    and ``begun`` those of which a beginning was."""
+
+    tasks: list[Task]
+    future: Future
+    begun: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.open = set(range(len(self.tasks)))
+
+    @property
+    def left(self) -> list[Task]:
+        return [self.tasks[number] for number in sorted(self.open)]
+
+
 class Batch:
-    """The tasks of one run: what waits here, what the cluster has, and what has been heard of it."""
+    """The tasks of one run: what waits here, what the cluster has, and what has been heard of it.
+
+    What came ``back`` without an end goes out again alone, and its fate is its own.
+    """
 
     def __init__(
         self, client: Client, tasks: Sequence[Task], watch: Watch, timeout: float | None, memory: int | None
@@ -135,11 +162,13 @@ class Batch:
         self.name = f"worldsim-{uuid.uuid4().hex}"
         self.numbers = count()
         self.waiting = deque(replace(task, root=str(Path(task.root).resolve())) for task in tasks)
-        self.pending: dict[str, tuple[Task, Future]] = {}
+        self.back: deque[Task] = deque()
+        self.seconds: dict[tuple[str, str], float] = {}
+        self.pending: dict[str, Bundle] = {}
         self.inbox: SimpleQueue[tuple[str, str, Any]] = SimpleQueue()
-        self.told: dict[str, dict[str, Any]] = {}
-        self.begun: set[str] = set()
-        self.workers = self.heard = -1.0
+        self.threads: dict[str, int] = {}
+        self.asked = self.heard = float("-inf")
+        self.shown = -1
         self.left = False
         uses = Counter(task.scenario for task in tasks)
         self.shared = {task.scenario: task.document for task in tasks if uses[task.scenario] >= SHARED}
@@ -156,9 +185,8 @@ class Batch:
 
     def receipts(self, cancelled: Callable[[], bool]) -> Generator[Receipt]:
         """One for each task, or until ``cancelled``; then of what still ends in its time of grace."""
-        while (self.waiting or self.pending) and not cancelled():
-            if self.waiting and len(self.pending) <= WINDOW - CHUNK:
-                self._submit()
+        while (self.waiting or self.back or self.pending) and not cancelled():
+            self._submit()
             try:
                 what, key, more = self.inbox.get(timeout=TICK)
             except Empty:
@@ -171,9 +199,7 @@ class Batch:
             while not self.inbox.empty():
                 what, key, more = self.inbox.get()
                 if what == ENDED and key in self.pending:
-                    self.told[key] = more
-            for key, told in self.told.items():
-                yield receipt_of(self.pending[key][0], told)
+                    yield from self._end(self.pending[key], more)
 
     def close(self) -> None:
         """Abandon what is under way, and let the workers' children go."""
@@ -182,15 +208,40 @@ class Batch:
             self.client.close(timeout=GRACE)
 
     def _submit(self) -> None:
+        """Give out more, where the cluster has little left."""
         from worldsim.dask_worker import drive
 
-        tasks = [self.waiting.popleft() for _ in range(min(CHUNK, len(self.waiting)))]
-        keys = [f"{self.name}-{next(self.numbers)}" for _ in tasks]
-        sent = [replace(task, document={}) if task.scenario in self.shared else task for task in tasks]
+        window = AHEAD * max(2, sum(self._workers().values()))
+        if not (self.back or self.waiting) or len(self.pending) > window // 2:
+            return
+        bundles: list[list[Task]] = []
+        while len(self.pending) + len(bundles) < window and (self.back or self.waiting):
+            bundles.append([self.back.popleft()] if self.back else self._bundle())
+        keys = [f"{self.name}-{next(self.numbers)}" for _ in bundles]
+        sent = [[self._bare(task) for task in tasks] for tasks in bundles]
         futures = self.client.map(drive, [self.name] * len(sent), sent, key=keys, pure=False)
-        for key, task, future in zip(keys, tasks, futures, strict=True):
-            self.pending[key] = task, future
+        for key, tasks, future in zip(keys, bundles, futures, strict=True):
+            self.pending[key] = Bundle(tasks, future)
             future.add_done_callback(lambda ended, key=key: self.inbox.put((ended.status, key, ended)))
+
+    def _bundle(self) -> list[Task]:
+        """The next of those that wait: one, or several that are known to be brief."""
+        tasks = [self.waiting.popleft()]
+        seconds = self._seconds(tasks[0])
+        while self.waiting and len(tasks) < BUNDLE:
+            seconds += self._seconds(self.waiting[0])
+            if seconds > BUNDLE_SECONDS:
+                break
+            tasks.append(self.waiting.popleft())
+        return tasks
+
+    def _seconds(self, task: Task) -> float:
+        """That it may take; of what nothing is known, too long for a bundle."""
+        return self.seconds.get((task.scenario, task.model), BUNDLE_SECONDS)
+
+    def _bare(self, task: Task) -> Task:
+        """Without the document, where the workers have it."""
+        return replace(task, document={}) if task.scenario in self.shared else task
 
     def _hear(self, event: tuple[float, dict[str, Any]]) -> None:
         """An event of the cluster, in Dask's thread."""
@@ -200,40 +251,50 @@ class Batch:
 
     def _take(self, what: str, key: str, more: Any) -> Generator[Receipt]:
         """Words of a worker, or the state of a future that has ended."""
-        if key not in self.pending:
+        bundle = self.pending.get(key)
+        if bundle is None:
             return
-        task, _ = self.pending[key]
         if what == SAYS:
-            self.begun.add(key)
-            self.watch(Progress(more["child"], task.label, more["text"]))
+            bundle.begun.add(more["number"])
+            self.watch(Progress(more["child"], bundle.tasks[more["number"]].label, more["text"]))
         elif what == ENDED:
-            if key not in self.begun:
-                self.watch(Progress(more["child"], task.label))
-            self.begun.discard(key)
-            self.told[key] = more
+            yield from self._end(bundle, more)
         elif what == "finished":
             del self.pending[key]
-            if key in self.told:
-                yield receipt_of(task, self.told.pop(key))
-            else:
-                self.waiting.appendleft(task)
+            self.back.extend(bundle.left)
         elif what == "error":
             del self.pending[key]
-            yield from self._err(task, more.exception())
+            yield from self._err(bundle, more.exception())
         else:
             raise self._lost()
 
-    def _err(self, task: Task, error: BaseException) -> Generator[Receipt]:
+    def _end(self, bundle: Bundle, told: dict[str, Any]) -> Generator[Receipt]:
+        """Of cases that ended one after the other. A worker that was lost may have told of them before."""
+        from worldsim.dask_worker import opened
+
+        for number, outcome in enumerate(opened(told["outcomes"]), told["number"]):
+            if number not in bundle.open:
+                continue
+            bundle.open.remove(number)
+            task = bundle.tasks[number]
+            if number not in bundle.begun:
+                self.watch(Progress(told["child"], task.label))
+            receipt = received(replace(outcome, item=task), told["host"])
+            self.seconds[task.scenario, task.model] = receipt.seconds
+            yield receipt
+
+    def _err(self, bundle: Bundle, error: BaseException) -> Generator[Receipt]:
         from distributed import KilledWorker
 
         from worldsim.dask_worker import Abandoned
 
-        if isinstance(error, Abandoned):
-            self.waiting.appendleft(task)
-        elif isinstance(error, KilledWorker):
+        if isinstance(error, KilledWorker) and len(bundle.tasks) == 1:
             times, last = error.allowed_failures + 1, getattr(error.last_worker, "address", error.last_worker)
             message = f"crash: {times} Dask workers ended while they had this case, the last at {last}"
-            yield failed(task, message, "crash")
+            for task in bundle.left:
+                yield failed(task, message, "crash")
+        elif isinstance(error, Abandoned | KilledWorker):
+            self.back.extend(bundle.left)
         elif isinstance(error, WorldsimError):
             raise error
         else:
@@ -241,24 +302,31 @@ class Batch:
                 f"a Dask worker of {self.address} cannot compute cases ({type(error).__name__}: {error})"
             ) from error
 
+    def _workers(self) -> dict[str, int]:
+        """address -> threads, of those that the cluster has or had a moment ago."""
+        if time.monotonic() - self.asked > LOOK_SECONDS:
+            try:
+                self.threads = self.client.sync(self.client.scheduler.ncores, callback_timeout=ANSWER_SECONDS)
+            except OSError as error:  # one of them is TimeoutError
+                raise self._lost() from error
+            self.asked = time.monotonic()
+        return self.threads
+
     def _look_at_the_cluster(self) -> None:
         """Tell how many workers there are, when that is all there is to tell."""
-        if time.monotonic() - self.heard < SILENT_SECONDS:
+        if time.monotonic() - self.heard < LOOK_SECONDS:
             return
         self.heard = time.monotonic()
-        try:
-            workers = len(self.client.scheduler_info()["workers"])
-        except OSError as error:
-            raise self._lost() from error
-        if workers != self.workers:
-            self.workers = workers
+        if (workers := len(self._workers())) != self.shown:
+            self.shown = workers
             waiting = "" if workers else "; waiting for one"
             self.watch(Progress("cluster", "", f"workers of {self.address}: {workers}{waiting}"))
 
     def _lost(self) -> ClusterError:
+        cases = sum(len(bundle.open) for bundle in self.pending.values())
         return ClusterError(
-            f"the Dask scheduler at {self.address} is gone or was restarted, with {len(self.pending)} cases "
-            "given out; what is finished is kept, and a run on a scheduler that lives goes on from there"
+            f"the Dask scheduler at {self.address} is gone, was restarted or does not answer; {cases} cases "
+            "were given out. What is finished is kept, and a run on a scheduler that lives goes on from there"
         )
 
     def _leave(self) -> None:
@@ -266,7 +334,7 @@ class Batch:
         if self.left or self.client.status != "running":
             return
         self.left = True
-        futures = [future for _, future in self.pending.values()]
+        futures = [bundle.future for bundle in self.pending.values()]
 
         def leave() -> None:
             with suppress(Exception):  # the scheduler may go while it is told
@@ -276,9 +344,3 @@ class Batch:
         telling = Thread(target=leave, daemon=True)
         telling.start()
         telling.join(GRACE)
-
-
-def receipt_of(task: Task, told: dict[str, Any]) -> Receipt:
-    from worldsim.dask_worker import opened
-
-    return received(opened(told["outcome"], task), told["host"])

@@ -38,7 +38,7 @@ IDLE_SECONDS = 10.0
 
 BRIEF_SECONDS = 0.5
 """After a case that took less than this the next one's beginning is told together with its end: each event
-costs the scheduler and the client a message."""
+costs the scheduler and the client a message. The ends of brief ones are told together, about so often."""
 
 GRACE = 4.0
 """Seconds that a case still has when its run is cancelled; the client waits a little longer."""
@@ -68,20 +68,20 @@ def versions() -> dict[str, str]:
     return found
 
 
-def drive(run: str, task: Task) -> None:
-    """The task that Dask knows: have a child of this worker compute the case."""
+def drive(run: str, tasks: list[Task]) -> None:
+    """The task that Dask knows: have a child of this worker compute these cases, one after the other."""
     worker = get_worker()
     driver = worker.plugins[run]
     assert isinstance(driver, Driver)
-    driver.drive(str(worker.get_current_task()), task)
+    driver.drive(str(worker.get_current_task()), tasks)
 
 
 @dataclass
 class Job:
-    """A case that this worker has been given; ``crew`` is whose child is at it."""
+    """Cases that this worker has been given together; ``crew`` is whose child is at them."""
 
     key: str
-    task: Task
+    tasks: list[Task]
     crew: Crew | None = None
     answer: Future[None] = field(default_factory=Future)
 
@@ -136,23 +136,27 @@ class Driver(WorkerPlugin):  # type: ignore[misc]
             self.abandon(str(key))
 
     def abandon(self, key: str) -> None:
-        """Leave a case alone: at once when it has not begun, else when its time of grace is over."""
+        """Leave a job alone: at once when it has not begun, else when a case's time of grace is over."""
         job = self.jobs.get(key)
         if job and not job.answer.cancel() and not job.answer.done() and job.crew:
             job.crew.stop(GRACE)
 
-    def drive(self, key: str, task: Task) -> None:
-        """Have a case computed; what became of it is told as an event. Raises Abandoned, and ClusterError
-        where this worker cannot compute it."""
-        self._refuse(task)
-        document = self.documents.get(task.scenario)
-        job = Job(key, task if document is None else replace(task, document=document))
+    def drive(self, key: str, tasks: list[Task]) -> None:
+        """Have cases computed; what becomes of them is told as events. Raises Abandoned when some are left,
+        and ClusterError where this worker cannot compute them."""
+        self._refuse(tasks[0])
+        job = Job(key, [self._whole(task) for task in tasks])
         self.jobs[key] = job
         try:
             self.queue.put(job)
             job.answer.result()
         finally:
             del self.jobs[key]
+
+    def _whole(self, task: Task) -> Task:
+        """With its document: the same object for all tasks of a scenario, so that a child gets it once."""
+        document = self.documents.get(task.scenario)
+        return task if document is None else replace(task, document=document)
 
     def _refuse(self, task: Task) -> None:
         here = f"the Dask worker {self.worker.address} on {platform.node()}"
@@ -184,22 +188,38 @@ class Driver(WorkerPlugin):  # type: ignore[misc]
             if job.answer.set_running_or_notify_cancel():
                 begun = time.monotonic()
                 self._compute(job, crew, name, brief)
-                brief = time.monotonic() - begun < BRIEF_SECONDS
+                brief = time.monotonic() - begun < BRIEF_SECONDS * len(job.tasks)
             if crew.end < float("inf"):
                 crew.close()
                 crew = self._crew()
         crew.close()
 
     def _compute(self, job: Job, crew: Crew, name: str, brief: bool) -> None:
+        held: list[Returned | Died] = []
+        ended, told = 0, time.monotonic()
+
+        def tell() -> None:
+            nonlocal told
+            if held:
+                outcomes = pickle.dumps([replace(outcome, item=None) for outcome in held])
+                more = {"outcomes": outcomes, "host": platform.node()}
+                self._tell(job.key, ENDED, child=name, number=ended - len(held), **more)
+                held.clear()
+            told = time.monotonic()
+
         def seen(number: int, task: Task, text: str) -> None:
             if text or not brief:
-                self._tell(job.key, SAYS, child=name, text=text)
+                tell()
+                self._tell(job.key, SAYS, child=name, number=ended, text=text)
 
         try:
-            outcomes = list(crew.map([job.task], seen))
-            if outcomes:
-                told = pickle.dumps(replace(outcomes[0], item=None))
-                self._tell(job.key, ENDED, child=name, outcome=told, host=platform.node())
+            for outcome in crew.map(job.tasks, seen):
+                held.append(outcome)
+                ended += 1
+                if time.monotonic() - told > BRIEF_SECONDS:
+                    tell()
+            tell()
+            if ended == len(job.tasks):
                 job.answer.set_result(None)
             else:
                 job.answer.set_exception(Abandoned())
@@ -216,9 +236,9 @@ def sealing(plugins: Sequence[str]) -> Callable[[Any, Any, Say], bytes]:
     return lambda document, task, say: pickle.dumps(supervised(document, task, say))
 
 
-def opened(told: bytes, task: Task) -> Returned | Died:
-    """What became of ``task``, as a worker has told it."""
-    outcome: Returned | Died = pickle.loads(told)
-    if isinstance(outcome, Died):
-        return replace(outcome, item=task)
-    return replace(outcome, item=task, value=pickle.loads(outcome.value))
+def opened(told: bytes) -> list[Returned | Died]:
+    """What became of cases, as a worker has told it; without their items."""
+    outcomes: list[Returned | Died] = pickle.loads(told)
+    return [
+        each if isinstance(each, Died) else replace(each, value=pickle.loads(each.value)) for each in outcomes
+    ]

@@ -44,6 +44,7 @@ class Perilous:
 
     def rollout(self, context, times, actions, draws, generator):
         start = context.states[:, :, -1:].expand(-1, draws, len(times), -1).clone()
+        self.drawn = float(torch.rand((), generator=generator))
         getattr(self, self.peril)(start)
         return context.replace(states=start, times=times, actions=None)
 
@@ -57,6 +58,12 @@ class Perilous:
         """Ends the process that started this one; of a Dask worker's child, the worker."""
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(600)
+
+    def may_take_a_worker_with_it(self, states):
+        """One of twenty, by its seed."""
+        print("drawn", self.drawn)
+        if self.drawn < 0.05:
+            self.takes_a_worker_with_it(states)
 
     def blows_up(self, states):
         states[0, 0, 3:] = torch.inf

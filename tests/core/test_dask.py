@@ -129,8 +129,7 @@ def test_many_tasks_go_out_in_windows_and_nothing_is_left_on_the_cluster(cluster
     """Of scenarios with so few cases that their documents go with the tasks."""
     from distributed import Client
 
-    monkeypatch.setattr(dask_executor, "WINDOW", 4)
-    monkeypatch.setattr(dask_executor, "CHUNK", 2)
+    monkeypatch.setattr(dask_executor, "AHEAD", 2)
     scenarios = [scenario("none", name=f"number_{number}") for number in range(5)]
     held = []
     with Client(cluster, set_as_default=False) as client:
@@ -147,6 +146,32 @@ def test_many_tasks_go_out_in_windows_and_nothing_is_left_on_the_cluster(cluster
     assert "worldsim" not in " ".join(plugins.values())
     assert 0 < max(held) <= 4
     assert not cluster.scheduler.tasks
+
+
+def test_brief_cases_go_out_together_once_they_are_known_to_be_brief(cluster, tmp_path, monkeypatch):
+    from distributed import Client
+
+    sent, given = [], Client.map
+    spy = lambda self, call, *columns, **more: sent.extend(columns[1]) or given(self, call, *columns, **more)  # noqa: E731
+    monkeypatch.setattr(Client, "map", spy)
+    document = {**DOCUMENT, "models": {"none": "perilous"}, "baselines": [], "seeds": list(range(60))}
+    brief = from_document(document, "brief", registry((PLUGIN,)))
+    seen, receipts = [], []
+    results = worldsim.run(
+        brief,
+        out=tmp_path,
+        plugins=[PLUGIN],
+        executor=Dask(cluster),
+        on_progress=seen.append,
+        on_receipt=receipts.append,
+    )
+    labels = sorted(entry.label for entry in results.entries)
+    assert len(labels) == 60
+    assert sorted(receipt.label for receipt in receipts) == labels
+    assert sorted(progress.label for progress in seen if not progress.text) == labels
+    assert {len(tasks) for tasks in sent[: 2 * dask_executor.AHEAD]} == {1}
+    assert 1 < max(len(tasks) for tasks in sent) <= dask_executor.BUNDLE
+    assert sum(len(tasks) for tasks in sent) == 60
 
 
 def test_a_run_that_is_cancelled_ends_within_five_seconds(cluster, tmp_path, monkeypatch):

@@ -122,7 +122,7 @@ def readable(read):
     return True
 
 
-def perilous(folder, *perils):
+def perilous(folder, *perils, seeds=1):
     """The file of a scenario with a model for each of the perils, in this order, and a baseline."""
     split = {"trajectories": 4, "horizon": 2.0}
     document = {
@@ -132,7 +132,7 @@ def perilous(folder, *perils):
         "models": {peril: {"name": "perilous", "peril": peril} for peril in perils},
         "metrics": ["rollout"],
         "baselines": ["persistence"],
-        "seeds": [0],
+        "seeds": list(range(seeds)),
     }
     file = Path(folder) / "perilous.yaml"
     file.write_text(json.dumps(document), encoding="utf-8")

@@ -14,6 +14,7 @@ import oracle
 import psutil
 import pytest
 
+import worldsim
 from worldsim.events import read_events
 
 pytest.importorskip("distributed")
@@ -154,7 +155,7 @@ def test_without_its_scheduler_a_run_ends_and_says_how_to_go_on(cluster, tmp_pat
     assert code == 3, errors
     assert time.monotonic() - killed < LEFT_SECONDS
     assert "the Dask scheduler at tcp://127.0.0.1:" in errors
-    assert "is gone or was restarted" in errors
+    assert "is gone, was restarted or does not answer" in errors
     assert "to go on: python -m worldsim run" in errors
     assert "Traceback" not in errors
     assert psutil.wait_procs(children, LEFT_SECONDS)[1] == []
@@ -165,6 +166,23 @@ def test_without_its_scheduler_a_run_ends_and_says_how_to_go_on(cluster, tmp_pat
         finished(start(other, out), out, expected)
     finally:
         other.close()
+
+
+def test_a_scheduler_that_is_stopped_is_not_waited_for_for_ever(cluster, tmp_path, expected):
+    """A machine that hangs keeps its connections."""
+    out = tmp_path / "out"
+    process = start(cluster, out)
+    under_way(out, process)
+    cluster.scheduler.send_signal(signal.SIGSTOP)
+    try:
+        code, _, errors = oracle.finish(process, out)
+    finally:
+        cluster.scheduler.send_signal(signal.SIGCONT)
+    assert code == 3, errors
+    assert "does not answer" in errors
+    assert "to go on: python -m worldsim run" in errors
+    oracle.sound(out)
+    finished(start(cluster, out), out, expected)
 
 
 def test_a_client_that_is_killed_leaves_no_case_running(cluster, tmp_path, expected):
@@ -229,5 +247,23 @@ def test_a_case_that_takes_its_workers_with_it_is_a_crash(tmp_path, monkeypatch)
     assert "Dask workers ended while they had this case" in failure["message"]
     states = dict(oracle.states_of(out))
     assert sorted(states.values()) == ["done", "done", "failed"]
+    oracle.sound(out)
+    assert oracle.left_behind(out, LEFT_SECONDS) == []
+
+
+def test_a_case_that_takes_its_workers_with_it_costs_none_of_its_bundle(tmp_path, monkeypatch):
+    """Brief cases go out together; the one of seed 18 ends the worker that has them, time and again."""
+    monkeypatch.setenv("DASK_DISTRIBUTED__LOGGING__DISTRIBUTED", "critical")
+    out, file = tmp_path / "out", oracle.perilous(tmp_path, "may_take_a_worker_with_it", seeds=24)
+    options = ("--plugin", oracle.PERILOUS, "--executor", "dask")
+    process = oracle.start(file, out, *options, env=oracle.environment(out, "rollout"))
+    code, _, errors = oracle.finish(process, out)
+    assert code == 1, errors
+    results = worldsim.open_results(out)
+    failures = {entry.label: results.store.open_failure(entry.key) for entry in results.entries}
+    (failure,) = filter(None, failures.values())
+    assert (failure["kind"], failure["label"]) == ("crash", "perilous/may_take_a_worker_with_it/18")
+    assert "Dask workers ended while they had this case" in failure["message"]
+    assert sorted(state for _, state in oracle.states_of(out)) == ["done"] * 24 + ["failed"]
     oracle.sound(out)
     assert oracle.left_behind(out, LEFT_SECONDS) == []
