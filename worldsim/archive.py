@@ -111,15 +111,14 @@ def read_zip(file: BinaryIO, path: Path) -> xr.DataTree:
     try:
         memory = {name: buffer.from_bytes(data) for name, data in _members(file).items()}
         store: Any = MemoryStore(memory, read_only=True)
-        tree = xr.open_datatree(store, engine="zarr", consolidated=False, decode_times=False).load()
-        labelled: xr.DataTree = tree.map_over_datasets(with_labels)
+        groups = xr.open_groups(store, engine="zarr", consolidated=False, decode_times=False)
+        return xr.DataTree.from_dict({name: with_labels(group.load()) for name, group in groups.items()})
     except OSError as error:
         raise ResultError(f"{path} cannot be read ({error.strerror})") from error
     except Exception as error:  # whatever a stranger's bytes provoke in zipfile, zarr or xarray
         raise ResultError(
             f"{path} is damaged ({type(error).__name__}: {error}); delete it, and the case runs again"
         ) from None
-    return labelled
 
 
 def provenance_of(path: Path) -> dict[str, Any]:

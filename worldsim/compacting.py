@@ -39,6 +39,8 @@ FORMAT = 1
 CHUNK = 2**20
 """Bytes of a chunk that holds several small cases."""
 LARGEST_CHUNK = 64 * 2**20
+FLAT = {"name": "default", "separator": "."}
+"""Chunks are files beside each other, and not each in a folder for every dimension."""
 MOST_COORDINATES = 10**7
 """Length of the longest axis with coordinates."""
 
@@ -89,11 +91,10 @@ def open_compacted(root: Path) -> xr.DataTree:
     path = root / DATASET
     _check_coordinates(path / "zarr.json")
     try:
-        tree = xr.open_datatree(path, engine="zarr", consolidated=True, chunks=None, decode_times=False)
-        labelled: xr.DataTree = tree.map_over_datasets(with_labels)
+        groups = xr.open_groups(path, engine="zarr", consolidated=True, chunks=None, decode_times=False)
+        return xr.DataTree.from_dict({name: with_labels(group) for name, group in groups.items()})
     except Exception as error:  # whatever a stranger's metadata provokes in zarr or xarray
         raise ResultError(f"{path} does not open ({error}); delete it, it can be made again") from None
-    return labelled
 
 
 def _check_coordinates(path: Path) -> None:
@@ -180,8 +181,8 @@ def _write(results: Results, part: Path) -> None:
             chunks, shards = chunking(variable, layout)
             return groups[split].create_array(
                 name, shape=shape, dtype=variable.dtype, chunks=chunks, shards=shards,
-                fill_value=variable.fill, compressors=_codecs(), dimension_names=dims,
-                attributes={**variable.attrs, **MASKED},
+                fill_value=variable.fill, compressors=_codecs(), chunk_key_encoding=FLAT,
+                dimension_names=dims, attributes={**variable.attrs, **MASKED},
             )  # fmt: skip
 
         fill(results, scenario, found, arrays(found, make))
@@ -213,7 +214,7 @@ def _small(group: Any, name: str, array: xr.Variable) -> None:
     values = np.asarray(array.values)
     made = group.create_array(
         name, shape=values.shape, dtype=values.dtype, chunks=tuple(max(n, 1) for n in values.shape),
-        fill_value=Variable((), (), values.dtype, {}).fill, compressors=_codecs(),
+        fill_value=Variable((), (), values.dtype, {}).fill, compressors=_codecs(), chunk_key_encoding=FLAT,
         dimension_names=tuple(map(str, array.dims)), attributes=dict(array.attrs),
     )  # fmt: skip
     made[...] = values

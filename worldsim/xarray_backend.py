@@ -44,8 +44,9 @@ class WorldsimBackend(BackendEntrypoint):
             tree = open_zip(path)
         else:
             tree = open_compacted(path) if is_current(path) else open_results(path).tree()
-        dropped = drop_variables or []
-        kept: xr.DataTree = tree.map_over_datasets(lambda ds: ds.drop_vars(dropped, errors="ignore"))
+        if not drop_variables:
+            return tree
+        kept: xr.DataTree = tree.map_over_datasets(lambda ds: ds.drop_vars(drop_variables, errors="ignore"))
         return kept
 
     def open_groups_as_dict(self, filename_or_obj: Any, **options: Any) -> dict[str, xr.Dataset]:
