@@ -12,6 +12,7 @@ itself.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -158,10 +159,15 @@ def joined(rank: int, count: int, port: int, device: str) -> Iterator[Ranks]:
             ),
         )
         fabric.launch()
+        ranks = Ranks(rank, count, fabric)
         try:
-            yield Ranks(rank, count, fabric)
+            yield ranks
             fabric.barrier()  # who leaves first would take from the others what is still on its way to them
         finally:
+            # A reducer that is the last to hold its process group ends it under the interpreter's lock, and
+            # waits for a thread that wants the lock: so the reducer goes first.
+            ranks.model = None
+            gc.collect()
             torch.distributed.destroy_process_group()
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import socket
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from worldsim import run
 from worldsim.errors import ScenarioError, WorldsimError
-from worldsim.ranks import Ranks
+from worldsim.ranks import Ranks, joined
 from worldsim.store import Store
 
 pytest.importorskip("lightning_fabric")
@@ -68,6 +72,31 @@ def test_what_a_loss_draws_each_rank_draws_for_itself(tmp_path):
     one, two = (fitted(tmp_path, n, "{name: flow, width: 16, depth: 1}")[0] for n in (1, 2))
     assert bool((one[:, 1] != two[:, 1]).all())
     assert float((one[:, 1] - two[:, 1]).abs().max()) < 2 * float(one[:, 1].mean())
+
+
+def test_what_averages_gradients_is_gone_before_its_process_group(monkeypatch):
+    """Or both may wait for the interpreter's lock for ever."""
+    from tests.core.test_mechanisms import trajectories
+
+    class Model(torch.nn.Linear):
+        def loss(self, batch):
+            return self(batch.states).square().mean()
+
+    data = trajectories(4)
+    size = data.states.shape[-1]
+    reducers, destroy = [], torch.distributed.destroy_process_group
+    left = lambda: destroyed.append([held() for held in reducers]) or destroy()  # noqa: E731
+    destroyed = []
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", left)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with joined(0, 1, port, "cpu") as ranks:
+        ranks.take(Model(size, 1, dtype=data.states.dtype))
+        ranks.loss(data).backward()
+        reducers += [weakref.ref(each) for each in gc.get_objects() if type(each) is DistributedDataParallel]
+        assert len(reducers) == 1
+    assert destroyed == [[None]]
 
 
 def test_rows_are_shared_evenly_or_not_at_all(tmp_path):
