@@ -20,15 +20,13 @@ from typing import TYPE_CHECKING, Any
 from worldsim.errors import ResultError
 from worldsim.files import write_text
 from worldsim.store import Store
-from worldsim.untrusted import lock_of, plan_lines, plan_of
+from worldsim.untrusted import plan_of
 
 if TYPE_CHECKING:
     from worldsim.scenario import Case, Scenario
 
 FOLDER = "plan"
 SCHEMA = 2
-EARLIER = PLAN, LOCK = "plan.jsonl", "suite.lock.json"
-"""One plan for the whole folder, as it was kept before: still read."""
 REMEMBERED = 4
 """How many earlier keys of a label are kept with it."""
 
@@ -78,29 +76,23 @@ def plan_path(root: Path, scenario: str) -> Path:
 
 def plan_paths(root: Path) -> list[Path]:
     """The files that the plan of a folder consists of, in order."""
-    earlier = [root / name for name in EARLIER if (root / name).is_file()]
-    return earlier + sorted((root / FOLDER).glob("*.jsonl"))
+    return sorted((root / FOLDER).glob("*.jsonl"))
 
 
 def has_plan(root: Path) -> bool:
-    return (root / FOLDER).is_dir() or (root / EARLIER[0]).is_file()
+    return (root / FOLDER).is_dir()
 
 
 def read_plans(root: Path) -> list[ScenarioPlan]:
     """Every scenario's plan, by name; none for a folder without. Raises ResultError for a damaged one."""
-    found = [_read(path) for path in (root / FOLDER).glob("*.jsonl")]
-    known = {plan.scenario for plan in found}
-    found += [plan for plan in _earlier(root) if plan.scenario not in known]
-    return sorted(found, key=lambda plan: plan.scenario)
+    return sorted(map(_read, plan_paths(root)), key=lambda plan: plan.scenario)
 
 
 def read_plan(root: Path, scenario: str) -> ScenarioPlan | None:
     """One scenario's plan; None when there is none that can be read, for then it is made anew."""
     path = plan_path(root, scenario)
     try:
-        if path.is_file():
-            return _read(path)
-        return next((plan for plan in _earlier(root) if plan.scenario == scenario), None)
+        return _read(path) if path.is_file() else None
     except ResultError:
         return None
 
@@ -137,7 +129,7 @@ def write_plan(root: Path, plan: ScenarioPlan) -> bool:
 
     old = read_plan(root, plan.scenario)
     path = plan_path(root, plan.scenario)
-    if old is not None and path.is_file():
+    if old is not None:
         pairs = zip_longest(_lines(old, {}), _lines(plan, {}))
         if all(before == now for before, now in pairs):
             return False
@@ -191,21 +183,3 @@ def _entry(line: Mapping[str, Any], scenario: str, shared: Mapping[str, Any], pa
         raise ResultError(
             f"{path} was written by another version ({error}); run its scenarios again"
         ) from None
-
-
-def _earlier(root: Path) -> list[ScenarioPlan]:
-    path, lock = (root / name for name in EARLIER)
-    if not path.is_file():
-        return []
-    about = lock_of(lock)
-    entries = [_entry(line, line["scenario"], {}, path) for line in plan_lines(path)]
-    return [
-        ScenarioPlan(
-            name,
-            about["scenarios"].get(name, {"about": ""}),
-            about.get("compositions", {}).get(name, {}),
-            about.get("environment", {}),
-            tuple(entry for entry in entries if entry.scenario == name),
-        )
-        for name in dict.fromkeys(entry.scenario for entry in entries)
-    ]

@@ -75,18 +75,6 @@ def plan_of(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return head, cases
 
 
-def plan_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a plan of the earlier layout. Raises ResultError."""
-    cases = []
-    for number, line in numbered(path):
-        with _at(path, number):
-            found = _plan_case(plain_json(line, path))
-            _check(found, {"scenario": SCENARIO, "device": DEVICE, "dtype": NAME})
-            _check_metrics(found)
-            cases.append(found)
-    return cases
-
-
 def numbered(path: Path) -> Iterator[tuple[int, bytes]]:
     """The lines of a plan that are not blank. Raises ResultError where there is none."""
     lines = enumerate(content(path, MAX_PLAN).splitlines(), start=1)
@@ -153,22 +141,6 @@ def _check_metrics(line: dict[str, Any]) -> None:
 
 def _is_key(value: Any) -> bool:
     return isinstance(value, str) and KEY.fullmatch(value) is not None
-
-
-def lock_of(path: Path) -> dict[str, Any]:
-    """A lock whose scenarios are mappings under names that are such. Raises ResultError."""
-    lock = plain_json(content(path, MAX_TEXT), path)
-    scenarios = lock.get("scenarios")
-    if not isinstance(scenarios, dict):
-        raise ResultError(f"{path} names no scenarios; {MEND}")
-    for name, document in scenarios.items():
-        if not SCENARIO.fullmatch(name) or not isinstance(document, dict):
-            raise ResultError(f"{path}: {name!r:.80} is no scenario; {MEND}")
-        if not isinstance(document.get("about"), str):
-            raise ResultError(f"{path}: scenario {name} says nothing about itself; {MEND}")
-    if not isinstance(lock.get("compositions", {}), dict):
-        raise ResultError(f"{path}: compositions are no mapping; {MEND}")
-    return lock
 
 
 def check_scores(document: Mapping[str, Any], path: Path) -> None:

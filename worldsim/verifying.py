@@ -10,10 +10,10 @@ from pathlib import Path
 from worldsim.archive import whole_zip
 from worldsim.errors import ResultError
 from worldsim.files import PART, content, flush_folder, is_file, make_folder
-from worldsim.plan_files import FOLDER, LOCK, PLAN, plan_path
+from worldsim.plan_files import FOLDER, plan_path
 from worldsim.scenario import digest
 from worldsim.store import FOLDERS, Store, check_run, read_fit
-from worldsim.untrusted import KEY, MAX_TEXT, MEND, lock_of, plain_json, plan_lines, plan_of
+from worldsim.untrusted import KEY, MAX_TEXT, MEND, plain_json, plan_of
 
 ASIDE = "damaged"
 """The folder that damaged files are moved to."""
@@ -45,7 +45,7 @@ class Findings:
 
 def verify(root: Path) -> Findings:
     """Read every file that worldsim keeps in ``root``. Raises ResultError when it is no results folder."""
-    if not any((root / name).exists() for name in (PLAN, LOCK, FOLDER, *FOLDERS)):
+    if not any((root / name).exists() for name in (FOLDER, *FOLDERS)):
         raise ResultError(f"{root} holds no results; run a scenario with --out there")
     store, damaged, parts, files, unsealed = Store(root), [], [], 0, 0
     for path in _files(root):
@@ -70,7 +70,6 @@ def _reason(error: Exception, path: Path) -> str:
 
 def _files(root: Path) -> Iterator[Path]:
     """Everything that should be a file of ours, in order: also what is a folder or a link in its place."""
-    yield from (root / name for name in (PLAN, LOCK) if os.path.lexists(root / name))
     yield from _entries(root / FOLDER, 1)
     for name in FOLDERS:
         depth = 2 if name in ("runs", "scores") else 1
@@ -91,12 +90,6 @@ def _check(store: Store, path: Path) -> bool:
     if not is_file(path):
         raise ResultError(f"{path} is no plain file")
     place = path.relative_to(store.root).parts
-    if place[0] == PLAN:
-        plan_lines(path)
-        return True
-    if place[0] == LOCK:
-        lock_of(path)
-        return True
     if place[0] == FOLDER:
         head, _ = plan_of(path)
         if path != plan_path(store.root, head["scenario"]):

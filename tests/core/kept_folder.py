@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from worldsim.files import write_text
-from worldsim.plan_files import LOCK, PLAN
+from worldsim.plan_files import plan_path
 from worldsim.protocols import Score
 from worldsim.results import Results
 from worldsim.score import to_document
@@ -32,26 +33,41 @@ def folder(
     actions: bool = False,
 ) -> Results:
     """Scenarios with the models "net" and "Net" at every seed and "truth" once; of tokens and numbers."""
-    store, lines = Store(root), []
+    store, number, metric = Store(root), 0, key_of("rollout")
     for name in names:
+        lines = []
         cases = [(m, s) for m in ("net", "Net") for s in range(seeds)] + [("truth", 0)]
         for model, seed in cases:
-            key, metric = key_of(name, model, seed), key_of("rollout")
-            lines.append({
-                "key": key, "scenario": name, "model": model, "seed": seed, "baseline": model == "truth",
-                "device": "cpu", "dtype": "float32", "metrics": {"rollout": metric}, "learned": True,
-            })  # fmt: skip
+            key, number = key_of(name, model, seed), number + 1
+            lines.append(
+                {"key": key, "model": model, "seed": seed, "baseline": model == "truth", "learned": True}
+            )
             if (model, seed) in failed:
                 store.keep_failure(key, {"label": f"{name}/{model}/{seed}", "message": "it broke"})
             elif (model, seed) not in missing:
-                data = rollouts(len(lines), flag=model == "Net", actions=actions)
+                data = rollouts(number, flag=model == "Net", actions=actions)
                 tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs={"worldsim_key": key}), "/test": data})
                 store.keep_run(key, tree, {"key": key, "label": f"{name}/{model}/{seed}"})
                 store.keep_scores(key, metric, {"test": to_document({"nrmse": Score(0.5 + seed, n=2)})})
-    document = {"about": "Made by hand?", "system": "pendulum", "metrics": ["rollout"]}
-    write_text(root / LOCK, json.dumps({"schema": 1, "scenarios": dict.fromkeys(names, document)}))
-    write_text(root / PLAN, "".join(json.dumps(line) + "\n" for line in lines))
+        keep_plan(root, name, {"about": "Made by hand?", "system": "pendulum"}, {"rollout": metric}, lines)
     return Results(root)
+
+
+def keep_plan(
+    root: Path,
+    name: str,
+    document: Mapping[str, Any],
+    metrics: Mapping[str, str],
+    cases: Sequence[Mapping[str, Any]],
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    head = {
+        "schema": 2, "scenario": name, "document": document, "compositions": {},
+        "environment": environment or {}, "device": "cpu", "dtype": "float32", "metrics": metrics,
+    }  # fmt: skip
+    path = plan_path(root, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in (head, *cases)), encoding="utf-8")
 
 
 def rollouts(number: int, flag: bool = False, actions: bool = False) -> xr.Dataset:

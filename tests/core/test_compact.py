@@ -14,6 +14,7 @@ from kept_folder import folder
 from worldsim.cli import exit_code
 from worldsim.compacting import DATASET, MARK, chunking, compact, is_current, open_compacted
 from worldsim.errors import ResultError
+from worldsim.plan_files import plan_path
 from worldsim.stacking import STATUS, Layout, Variable
 from worldsim.xarray_backend import results_tree
 
@@ -105,8 +106,8 @@ def changes():
         next((results.root / "failures").iterdir()).unlink()
 
     def plan_changed(results):
-        lines = (results.root / "plan.jsonl").read_text().splitlines()
-        (results.root / "plan.jsonl").write_text("\n".join(lines[:-1]))
+        path = plan_path(results.root, "world")
+        path.write_text("\n".join(path.read_text().splitlines()[:-1]))
 
     def shard_gone(results):
         next((results.root / DATASET / "world/test/state").glob("c.*")).unlink()

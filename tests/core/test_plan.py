@@ -19,7 +19,7 @@ from worldsim.cli import exit_code
 from worldsim.errors import ResultError, WorldsimError
 from worldsim.index import STATES, look
 from worldsim.leftovers import orphan_files
-from worldsim.plan_files import plan_path, read_plans
+from worldsim.plan_files import plan_path
 from worldsim.planning import make_plan
 from worldsim.plugins import registry
 from worldsim.reading import from_document
@@ -332,20 +332,6 @@ def test_a_plan_from_a_stranger_names_no_file_but_ours(tmp_path, key, place):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(ResultError, match=path.name):
         _ = worldsim.open_results(tmp_path).entries
-
-
-def test_one_plan_for_a_whole_folder_as_it_was_kept_before_is_read(tmp_path):
-    plan = make_plan([scenario()], tmp_path)
-    names = ("key", "scenario", "model", "seed", "baseline", "device", "dtype", "metrics", "learned")
-    lines = [{name: getattr(step.entry, name) for name in names} for step in plan.steps]  # fmt: skip
-    (tmp_path / "plan.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    lock = {"schema": 1, "scenarios": {"tiny": DOCUMENT}, "environment": {"torch": "2"}}
-    (tmp_path / "suite.lock.json").write_text(json.dumps(lock))
-    results = worldsim.open_results(tmp_path)
-    assert results.entries == [step.entry for step in plan.steps]
-    assert (results.about("tiny"), results.environment) == (DOCUMENT["about"], {"torch": "2"})
-    freeze(plan)
-    assert len(read_plans(tmp_path)) == 1
 
 
 @pytest.mark.trial(12)

@@ -13,6 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import xarray as xr
+from kept_folder import keep_plan
 
 from worldsim.errors import WorldsimError
 from worldsim.protocols import Score
@@ -120,24 +121,24 @@ SCENARIOS = {
 def results(tmp_path_factory):
     """A folder with three scenarios, one failed case and one that is missing."""
     root = tmp_path_factory.mktemp("results")
-    store, lines, documents = Store(root), [], {}
+    store, number = Store(root), 0
     for scenario, (models, baselines, scores, data) in SCENARIOS.items():
-        documents[scenario] = {"about": f"Is {scenario} understood? {ATTACK} \u2028", "models": models}
+        lines = []
+        document = {"about": f"Is {scenario} understood? {ATTACK} \u2028", "models": models}
         cases = [(m, s, False) for m in models for s in SEEDS] + [(b, 0, True) for b in baselines]
         for model, seed, baseline in cases:
-            key = f"{len(lines):032x}"
-            entry = {"key": key, "scenario": scenario, "model": model, "seed": seed, "baseline": baseline}
-            entry |= {"device": "cpu", "dtype": "float32", "learned": not baseline and model != "two_body"}
-            lines.append({**entry, "metrics": {"all": "a" * 32}})
+            key, number = f"{number:032x}", number + 1
+            learned = not baseline and model != "two_body"
+            lines.append({"key": key, "model": model, "seed": seed, "baseline": baseline, "learned": learned})
             tree = xr.DataTree.from_dict({"/": xr.Dataset(), "/test": data, "/far": data})
             store.keep_run(key, tree, {})
-            document = to_document(scores(model, seed))
-            store.keep_scores(key, "a" * 32, {"test": document, "far": document})
-    lines += [dict(lines[0], key="f" * 32, seed=2), dict(lines[0], key="e" * 32, seed=3)]
+            kept = to_document(scores(model, seed))
+            store.keep_scores(key, "a" * 32, {"test": kept, "far": kept})
+        if scenario == next(iter(SCENARIOS)):
+            lines += [dict(lines[0], key="f" * 32, seed=2), dict(lines[0], key="e" * 32, seed=3)]
+        environment = {"command": ATTACK, "torch": "2"}
+        keep_plan(root, scenario, document, {"all": "a" * 32}, lines, environment)
     store.keep_failure("f" * 32, {"message": f"ValueError: {ATTACK}"})
-    (root / "plan.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    lock = {"schema": 1, "scenarios": documents, "environment": {"command": ATTACK, "torch": "2"}}
-    (root / "suite.lock.json").write_text(json.dumps(lock))
     return Results(root)
 
 

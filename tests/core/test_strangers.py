@@ -30,7 +30,7 @@ from worldsim.archive import (
 from worldsim.cli import exit_code
 from worldsim.errors import ResultError
 from worldsim.leftovers import orphan_files
-from worldsim.plan_files import LOCK, PLAN, plan_path
+from worldsim.plan_files import plan_path
 from worldsim.results import Results, open_results
 from worldsim.store import MAX_HEADER, Store
 from worldsim.verifying import verify
@@ -327,27 +327,30 @@ LINES = {
 )
 def test_a_plan_with_a_line_that_is_none_is_refused(field, value, tmp_path):
     results = folder(tmp_path, seeds=1)
-    lines = (tmp_path / PLAN).read_text().splitlines()
-    lines[1] = json.dumps({**json.loads(lines[1]), field: value})
-    (tmp_path / PLAN).write_text("\n".join(lines))
-    with pytest.raises(ResultError, match=r"plan\.jsonl"):
+    path = plan_path(tmp_path, "world")
+    lines = path.read_text().splitlines()
+    number = 0 if field in json.loads(lines[0]) else 1
+    lines[number] = json.dumps({**json.loads(lines[number]), field: value})
+    path.write_text("\n".join(lines))
+    with pytest.raises(ResultError, match=path.name):
         open_results(results.root)
 
 
-LOCKS = [
-    "", "[]", "{}", '{"scenarios": []}', '{"scenarios": {"../x": {"about": ""}}}',
-    '{"scenarios": {"x": {"about": 1}}}', "{" * 5000,
+HEADS = [
+    "", "[]", "{}", '{"scenario": []}', '{"scenario": "../x", "document": {"about": ""}}',
+    '{"scenario": "x", "document": {"about": 1}}', "{" * 5000,
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", LOCKS, ids=range(len(LOCKS)))
-def test_a_lock_that_is_none_is_refused(text, tmp_path, capsys):
+@pytest.mark.parametrize("text", HEADS, ids=range(len(HEADS)))
+def test_a_plan_that_says_of_no_scenario_is_refused(text, tmp_path, capsys):
     results = folder(tmp_path, seeds=1)
-    (tmp_path / LOCK).write_text(text)
-    with pytest.raises(ResultError, match=r"suite\.lock\.json"):
-        _ = open_results(results.root).lock
+    path = plan_path(tmp_path, "world")
+    path.write_text(text)
+    with pytest.raises(ResultError, match=path.name):
+        open_results(results.root)
     assert exit_code(["show", str(tmp_path)]) == 2
-    assert "verify --delete" in capsys.readouterr().err or text in ("", "[]", "{" * 5000)
+    assert "verify --delete" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -422,7 +425,7 @@ def test_nobody_waits_for_a_pipe(tmp_path):
     store, entry = results.store, results.entries[0]
     metric = entry.metrics["rollout"]
     paths = [store.run_path(entry.key), store.score_path(entry.key, metric), store.fit_path(entry.key)]
-    for path in [*paths, store.failure_path(entry.key), tmp_path / LOCK]:
+    for path in [*paths, store.failure_path(entry.key), plan_path(tmp_path, "world")]:
         path.parent.mkdir(exist_ok=True)
         path.unlink(missing_ok=True)
         os.mkfifo(path)
@@ -505,7 +508,8 @@ def test_names_of_files_are_hashes_alone_so_that_no_names_collide(tmp_path):
         r"(runs/[0-9a-f]{2}|scores/[0-9a-f]{32}|fits|failures)/[0-9a-f]{32}\.(zarr\.zip|json)"
     )
     files = [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()]
-    assert sorted(f for f in files if not hashed.fullmatch(f)) == [PLAN, LOCK]
+    plans = sorted(str(plan_path(tmp_path, name).relative_to(tmp_path)) for name in ("world", "World"))
+    assert sorted(f for f in files if not hashed.fullmatch(f)) == plans
     assert len({f.casefold() for f in files}) == len(files)
     assert len([f for f in files if f.startswith("runs")]) == len(results.entries) == 14
 

@@ -76,7 +76,7 @@ def make_link(path):
 
 DAMAGES = [flip, truncate, empty, make_folder, make_pipe, make_link]
 SEALED = ["runs/*/*.zarr.zip", "scores/*/*.json", "fits/*.safetensors"]
-TEXTS = ["failures/*.json", "plan.jsonl"]
+TEXTS = ["failures/*.json", "plan/*.jsonl"]
 """Without a checksum: a flipped letter of a message is a letter."""
 CASES = [(kind, damage) for damage in DAMAGES for kind in SEALED]
 CASES += [(kind, damage) for damage in DAMAGES[1:] for kind in TEXTS]
