@@ -148,13 +148,19 @@ def test_many_tasks_go_out_in_windows_and_nothing_is_left_on_the_cluster(cluster
     assert not cluster.scheduler.tasks
 
 
-def test_brief_cases_go_out_together_once_they_are_known_to_be_brief(cluster, tmp_path, monkeypatch):
+def test_brief_cases_go_out_together_and_one_that_dies_costs_itself_alone(cluster, tmp_path, monkeypatch):
+    """Of 40 seeds one ends its process; they are brief once the first have ended."""
     from distributed import Client
 
     sent, given = [], Client.map
-    spy = lambda self, call, *columns, **more: sent.extend(columns[1]) or given(self, call, *columns, **more)  # noqa: E731
+
+    def spy(client, call, names, bundles, **more):
+        sent.extend(map(len, bundles))
+        return given(client, call, names, bundles, **more)
+
     monkeypatch.setattr(Client, "map", spy)
-    document = {**DOCUMENT, "models": {"none": "perilous"}, "baselines": [], "seeds": list(range(60))}
+    models = {"m": {"name": "perilous", "peril": "may_leave"}}
+    document = {**DOCUMENT, "models": models, "baselines": [], "seeds": list(range(40))}
     brief = from_document(document, "brief", registry((PLUGIN,)))
     seen, receipts = [], []
     results = worldsim.run(
@@ -166,12 +172,14 @@ def test_brief_cases_go_out_together_once_they_are_known_to_be_brief(cluster, tm
         on_receipt=receipts.append,
     )
     labels = sorted(entry.label for entry in results.entries)
-    assert len(labels) == 60
+    assert len(labels) == 40
     assert sorted(receipt.label for receipt in receipts) == labels
     assert sorted(progress.label for progress in seen if not progress.text) == labels
-    assert {len(tasks) for tasks in sent[: 2 * dask_executor.AHEAD]} == {1}
-    assert 1 < max(len(tasks) for tasks in sent) <= dask_executor.BUNDLE
-    assert sum(len(tasks) for tasks in sent) == 60
+    (failed,) = [receipt for receipt in receipts if receipt.status != "done"]
+    assert (failed.label, failed.kind) == ("brief/m/18", "crash")
+    assert set(sent[: 2 * dask_executor.AHEAD]) == {1}
+    assert 1 < max(sent) <= dask_executor.BUNDLE
+    assert sum(sent) == 40
 
 
 def test_a_run_that_is_cancelled_ends_within_five_seconds(cluster, tmp_path, monkeypatch):
