@@ -32,23 +32,31 @@ class Truths:
     def __init__(self) -> None:
         self.scenario: Scenario | None = None
         self.kept: dict[tuple[str, int], Trajectory] = {}
+        self.bytes = 0
 
     def split(self, case: Case, split: str, system: System) -> Trajectory:
         """What ``simulate_split`` gives. It is the caller's own: nothing done to it is seen by the next."""
         if case.scenario is not self.scenario:
-            self.scenario, self.kept = case.scenario, {}
+            self.scenario, self.kept, self.bytes = case.scenario, {}, 0
         key = split, seed_of(case, split)
-        truth = self.kept.pop(key, None) or simulate_split(case, split, system)
+        truth = self._pop(key) if key in self.kept else simulate_split(case, split, system)
         if bytes_of(truth) <= LARGEST:
             self.kept[key] = truth  # at the end: what was used last goes last
-            while sum(map(bytes_of, self.kept.values())) > LARGEST:
-                self.kept.pop(next(iter(self.kept)))
+            self.bytes += bytes_of(truth)
+            while self.bytes > LARGEST:
+                self._pop(next(iter(self.kept)))
         return copy.deepcopy(truth)
+
+    def _pop(self, key: tuple[str, int]) -> Trajectory:
+        truth = self.kept.pop(key)
+        self.bytes -= bytes_of(truth)
+        return truth
 
 
 def bytes_of(truth: Trajectory) -> int:
+    """Of its tensors, and about what the objects take that hold them."""
     tensors = (truth.states, truth.times, truth.actions, truth.length, *truth.observables.values())
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    return 4096 + sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def seed_of(case: Case, split: str) -> int:
