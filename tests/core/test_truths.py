@@ -65,6 +65,7 @@ def test_what_was_used_last_stays(simulated, monkeypatch):
     truths.split(of[1], "train", system)
     truths.split(of[1], "train", system)
     assert len(simulated) == 5, "one that was there is given, and not kept again"
+    assert truths.bytes == sum(map(truth.bytes_of, truths.kept.values()))
 
 
 def test_another_scenario_has_truths_of_its_own(simulated):
