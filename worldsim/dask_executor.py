@@ -35,7 +35,7 @@ has 100,000. More are given out when half of them have ended."""
 
 BUNDLE_SECONDS = 0.5
 """Cases that take less go out several to a task of Dask's, which costs milliseconds of its own: as many as
-take so long together, going by the last case of their model, and no more than ``BUNDLE``."""
+take so long together, going by the last cases of their model, and no more than ``BUNDLE``."""
 
 BUNDLE = 16
 
@@ -280,7 +280,8 @@ class Batch:
             if number not in bundle.begun:
                 self.watch(Progress(told["child"], task.label))
             receipt = received(replace(outcome, item=task), told["host"])
-            self.seconds[task.scenario, task.model] = receipt.seconds
+            kind = task.scenario, task.model
+            self.seconds[kind] = max(receipt.seconds, self.seconds.get(kind, 0.0) / 2)
             yield receipt
 
     def _err(self, bundle: Bundle, error: BaseException) -> Generator[Receipt]:
