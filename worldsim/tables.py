@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from worldsim.composed import Cell, Grid
+    from worldsim.protocols import Score
     from worldsim.results import Results, Row
 
 
@@ -58,10 +60,44 @@ def scalars(rows: Iterable[Row]) -> Iterator[Row]:
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
     """Scalar scores, grouped over seeds, in the order they come."""
-    groups: dict[tuple[str, str, str, str], list[Row]] = {}
+    groups: dict[tuple[str, str, str, str], _Seeds] = {}
     for row in scalars(rows):
-        groups.setdefault((row.scenario, row.split, row.name, row.model), []).append(row)
-    return _with_floors([_summary(group) for group in groups.values()])
+        place = row.scenario, row.split, row.name, row.model
+        if place not in groups:
+            groups[place] = _Seeds(row)
+        groups[place].add(row.score)
+    return _with_floors([group.summary() for group in groups.values()])
+
+
+class _Seeds:
+    """A score of a model, seed by seed: the numbers alone, for a batch has 100,000."""
+
+    def __init__(self, first: Row) -> None:
+        self.first = first
+        self.values, self.floors = array("d"), array("d")
+        self.interval: tuple[float, float] | None = None
+        self.reasons: dict[str, None] = {}
+        self.met_by = ""
+
+    def add(self, score: Score) -> None:
+        if score.reason:
+            self.reasons[score.reason] = None
+        else:
+            self.values.append(float(score.value))
+            self.interval = score.interval
+        if score.floor is not None:
+            self.floors.append(score.floor)
+        self.met_by = self.met_by or score.met_by
+
+    def summary(self) -> Summary:
+        first, good = self.first, tuple(self.values)
+        low, high = self.interval if len(good) == 1 and self.interval else interval(good)
+        return Summary(
+            first.scenario, first.split, first.metric, first.name, first.model, first.baseline, good,
+            float(np.mean(good)) if good else math.nan, low, high,
+            float(np.mean(self.floors)) if self.floors else None,
+            first.score.better, first.score.units, first.score.n, tuple(self.reasons), self.met_by,
+        )  # fmt: skip
 
 
 def _with_floors(summaries: list[Summary]) -> list[Summary]:
@@ -73,23 +109,6 @@ def _with_floors(summaries: list[Summary]) -> list[Summary]:
         return own if summary.floor is None and summary.better else summary.floor
 
     return [replace(summary, floor=floor(summary)) for summary in summaries]
-
-
-def _summary(group: Sequence[Row]) -> Summary:
-    first = group[0]
-    good = [float(row.score.value) for row in group if not row.score.reason]
-    low, high = interval(good)
-    if len(good) == 1 and (own := next(r.score for r in group if not r.score.reason).interval):
-        low, high = own
-    floors = [row.score.floor for row in group if row.score.floor is not None]
-    return Summary(
-        first.scenario, first.split, first.metric, first.name, first.model, first.baseline, tuple(good),
-        float(np.mean(good)) if good else math.nan, low, high,
-        float(np.mean(floors)) if floors else None,
-        first.score.better, first.score.units, first.score.n,
-        tuple(dict.fromkeys(row.score.reason for row in group if row.score.reason)),
-        next((row.score.met_by for row in group if row.score.met_by), ""),
-    )  # fmt: skip
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
