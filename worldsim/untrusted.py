@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -64,8 +63,10 @@ def plan_of(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What a scenario's plan says of the scenario, and of each case. Raises ResultError."""
     lines = numbered(path)
     number, first = next(lines)
-    with _at(path, number):
+    try:
         head = _plan_head(plain_json(first, path))
+    except ResultError as error:
+        raise _placed(error, path, number) from None
     cases = []
     for number, line in lines:
         try:
@@ -84,14 +85,6 @@ def numbered(path: Path) -> Iterator[tuple[int, bytes]]:
         raise ResultError(f"{path} is empty; {MEND}")
     yield first
     yield from found
-
-
-@contextmanager
-def _at(path: Path, number: int) -> Iterator[None]:
-    try:
-        yield
-    except ResultError as error:
-        raise _placed(error, path, number) from None
 
 
 def _placed(error: ResultError, path: Path, number: int) -> ResultError:
